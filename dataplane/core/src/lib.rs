@@ -1,1 +1,12 @@
-//! See Cargo.toml.
+//! Every decision of the data plane, without I/O.
+//!
+//! Nothing here opens a socket, spawns a task or reads a clock: what happens comes in as an argument (with the time, where
+//! time matters), and what is to be done goes out as a value. The shells around it (`chatgateway-dataplane`) stay thin.
+//!
+//! * [`log`]: the session log. Its store scripts as pure functions, its owner and its readers as state machines.
+//! * [`error`]: one table of error codes with what each is on every wire, and the WebSocket close codes.
+//! * [`limits`]: every bound, with the reason for its size.
+
+pub mod error;
+pub mod limits;
+pub mod log;
