@@ -1,0 +1,360 @@
+//! The JSON frames of subprotocol `chatgateway.v1`, in both directions. SSE's `data` and the long poll's `events` are the
+//! same objects.
+
+use std::borrow::Cow;
+
+use chatgateway_core::{
+    error::{ErrorCode, Refusal},
+    log::{Entry, EntryId, EntryKind, SessionId, TurnId, Usage},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::gateway::{Receipt, SendTurn};
+
+/// The subprotocol's name.
+pub const SUBPROTOCOL: &str = "chatgateway.v1";
+
+/// A frame from the client. Unknown fields are ignored, unknown types are refused.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ClientFrame<'a> {
+    /// A turn.
+    #[serde(borrow)]
+    Send(SendFrame<'a>),
+    /// Read a session's log after an entry.
+    Resume {
+        /// The session.
+        #[serde(borrow)]
+        session: Cow<'a, str>,
+        /// An entry's id, or `0`.
+        #[serde(borrow)]
+        after: Cow<'a, str>,
+    },
+    /// Stop a turn.
+    Cancel {
+        /// The session.
+        #[serde(borrow)]
+        session: Cow<'a, str>,
+        /// The turn.
+        #[serde(borrow)]
+        turn: Cow<'a, str>,
+    },
+    /// The client's own sign of life.
+    Ping {
+        /// Given back as it came.
+        #[serde(default, borrow)]
+        t: Option<&'a RawValue>,
+    },
+}
+
+/// The fields of `send`.
+#[derive(Debug, Deserialize)]
+pub struct SendFrame<'a> {
+    /// The session.
+    #[serde(borrow)]
+    pub session: Cow<'a, str>,
+    /// The turn's id, made by the client.
+    #[serde(borrow)]
+    pub turn: Cow<'a, str>,
+    /// The number the client expects the turn to get.
+    #[serde(default)]
+    pub seq: Option<u64>,
+    /// What the user says.
+    #[serde(default, borrow)]
+    pub text: Option<Cow<'a, str>>,
+    /// Or a list of messages, the last of which is the user's.
+    #[serde(default, borrow)]
+    pub messages: Option<&'a RawValue>,
+    /// The model.
+    #[serde(default, borrow)]
+    pub model: Option<Cow<'a, str>>,
+    /// Options for the model server.
+    #[serde(default, borrow)]
+    pub options: Option<&'a RawValue>,
+}
+
+impl SendFrame<'_> {
+    /// The turn it asks for.
+    ///
+    /// # Errors
+    /// [`Refusal`] where an id is not one.
+    pub fn into_turn(self) -> Result<SendTurn, Refusal> {
+        Ok(SendTurn {
+            session: session_id(&self.session)?,
+            turn: turn_id(&self.turn)?,
+            seq: self.seq,
+            text: self.text.map(Cow::into_owned),
+            messages: self.messages.map(ToOwned::to_owned),
+            model: self.model.map(Cow::into_owned),
+            options: self.options.map(ToOwned::to_owned),
+        })
+    }
+}
+
+/// Takes a session's id from a client.
+///
+/// # Errors
+/// [`ErrorCode::InvalidRequest`].
+pub fn session_id(text: &str) -> Result<SessionId, Refusal> {
+    SessionId::parse(text).map_err(|e| Refusal::new(ErrorCode::InvalidRequest, format!("session: {e}")))
+}
+
+/// Takes a turn's id from a client.
+///
+/// # Errors
+/// [`ErrorCode::InvalidRequest`].
+pub fn turn_id(text: &str) -> Result<TurnId, Refusal> {
+    TurnId::parse(text).map_err(|e| Refusal::new(ErrorCode::InvalidRequest, format!("turn: {e}")))
+}
+
+/// Takes a position from a client.
+///
+/// # Errors
+/// [`ErrorCode::InvalidRequest`].
+pub fn position(text: &str) -> Result<EntryId, Refusal> {
+    text.parse().map_err(|e| Refusal::new(ErrorCode::InvalidRequest, format!("position {text:?}: {e}")))
+}
+
+/// Ids go out as text.
+fn as_text<T: std::fmt::Display, S: serde::Serializer>(id: &T, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(id)
+}
+
+/// A frame from the server.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ServerFrame<'a> {
+    /// The first frame of a connection.
+    Hello {
+        /// The subprotocol.
+        protocol: &'static str,
+        /// The gateway's build and configuration, so that clients can tell old pods from new ones.
+        revision: &'a str,
+        /// How often the server pings.
+        ping_interval_ms: u64,
+        /// The largest message it takes.
+        max_message_bytes: u64,
+    },
+    /// The receipt of a `send`.
+    Accepted {
+        /// The session.
+        session: &'a str,
+        /// The turn.
+        turn: &'a str,
+        /// The turn's number.
+        seq: u64,
+        /// Where it stands.
+        state: &'static str,
+        /// How many run or wait before it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        place: Option<u32>,
+        /// Whether the turn was known before.
+        duplicate: bool,
+    },
+    /// The outcome of a `resume`.
+    Resumed {
+        /// The session.
+        session: &'a str,
+        /// Whether every later entry follows. If not, none does: take the snapshot.
+        recovered: bool,
+        /// The reader's position.
+        #[serde(serialize_with = "as_text")]
+        position: EntryId,
+    },
+    /// A turn was accepted.
+    Turn {
+        /// The session.
+        session: &'a str,
+        /// The turn.
+        turn: &'a str,
+        /// The entry.
+        #[serde(serialize_with = "as_text")]
+        id: EntryId,
+        /// The turn's number.
+        seq: u64,
+        /// What the user said.
+        text: &'a str,
+    },
+    /// A piece of the answer.
+    Delta {
+        /// The session.
+        session: &'a str,
+        /// The turn.
+        turn: &'a str,
+        /// The entry.
+        #[serde(serialize_with = "as_text")]
+        id: EntryId,
+        /// The text that is added.
+        text: &'a str,
+    },
+    /// The turn's text so far is void.
+    Reset {
+        /// The session.
+        session: &'a str,
+        /// The turn.
+        turn: &'a str,
+        /// The entry.
+        #[serde(serialize_with = "as_text")]
+        id: EntryId,
+    },
+    /// Another owner goes on with the turn.
+    Takeover {
+        /// The session.
+        session: &'a str,
+        /// The turn.
+        turn: &'a str,
+        /// The entry.
+        #[serde(serialize_with = "as_text")]
+        id: EntryId,
+    },
+    /// The turn was stopped.
+    Cancelled {
+        /// The session.
+        session: &'a str,
+        /// The turn.
+        turn: &'a str,
+        /// The entry.
+        #[serde(serialize_with = "as_text")]
+        id: EntryId,
+    },
+    /// The answer is complete.
+    Done {
+        /// The session.
+        session: &'a str,
+        /// The turn.
+        turn: &'a str,
+        /// The entry.
+        #[serde(serialize_with = "as_text")]
+        id: EntryId,
+        /// Why the model stopped.
+        finish_reason: &'a str,
+        /// What it cost.
+        usage: Usage,
+    },
+    /// A refusal, or with an `id` a turn's `failed` entry.
+    Error {
+        /// What went wrong.
+        code: &'static str,
+        /// For a person.
+        message: &'a str,
+        /// Whether the same request may succeed later.
+        retryable: bool,
+        /// When.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+        /// The `seq` that would be right.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expected: Option<u64>,
+        /// The session.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        session: Option<&'a str>,
+        /// The turn.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        turn: Option<&'a str>,
+        /// The entry.
+        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_optional_text")]
+        id: Option<EntryId>,
+    },
+    /// The server goes away.
+    GoAway {
+        /// How long the client should wait before it connects anew.
+        reconnect_after_ms: u64,
+        /// When the server closes at the latest.
+        time_left_ms: u64,
+    },
+    /// The answer to a `ping`.
+    Pong {
+        /// As it came.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        t: Option<&'a RawValue>,
+    },
+}
+
+fn as_optional_text<S: serde::Serializer>(id: &Option<EntryId>, s: S) -> Result<S::Ok, S::Error> {
+    match id {
+        Some(id) => s.collect_str(id),
+        None => s.serialize_none(),
+    }
+}
+
+impl<'a> ServerFrame<'a> {
+    /// An entry of a session's log.
+    #[must_use]
+    pub fn entry(session: &'a SessionId, entry: &'a Entry) -> Self {
+        let (session, turn, id) = (session.as_str(), entry.turn.as_str(), entry.id);
+        match &entry.kind {
+            EntryKind::Turn { seq, text } => Self::Turn { session, turn, id, seq: *seq, text },
+            EntryKind::Delta { text } => Self::Delta { session, turn, id, text },
+            EntryKind::Reset => Self::Reset { session, turn, id },
+            EntryKind::Takeover { .. } => Self::Takeover { session, turn, id },
+            EntryKind::Cancelled => Self::Cancelled { session, turn, id },
+            EntryKind::Done { finish_reason, usage } => {
+                Self::Done { session, turn, id, finish_reason, usage: *usage }
+            }
+            EntryKind::Failed { code, message } => Self::Error {
+                code: code.as_str(),
+                message,
+                retryable: false,
+                retry_after_ms: None,
+                expected: None,
+                session: Some(session),
+                turn: Some(turn),
+                id: Some(id),
+            },
+        }
+    }
+
+    /// The receipt of a `send`.
+    #[must_use]
+    pub fn accepted(receipt: &'a Receipt) -> Self {
+        Self::Accepted {
+            session: receipt.session.as_str(),
+            turn: receipt.turn.as_str(),
+            seq: receipt.seq,
+            state: receipt.state.as_str(),
+            place: receipt.place,
+            duplicate: receipt.duplicate,
+        }
+    }
+
+    /// A refusal, with what it was about where that is known.
+    #[must_use]
+    pub fn refusal(refusal: &'a Refusal, session: Option<&'a str>, turn: Option<&'a str>) -> Self {
+        Self::Error {
+            code: refusal.code.as_str(),
+            message: &refusal.message,
+            retryable: refusal.code.retryable(),
+            retry_after_ms: refusal.retry_after_ms,
+            expected: refusal.expected,
+            session,
+            turn,
+            id: None,
+        }
+    }
+
+    /// The SSE event name, which is also the frame's `type`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "hello",
+            Self::Accepted { .. } => "accepted",
+            Self::Resumed { .. } => "resumed",
+            Self::Turn { .. } => "turn",
+            Self::Delta { .. } => "delta",
+            Self::Reset { .. } => "reset",
+            Self::Takeover { .. } => "takeover",
+            Self::Cancelled { .. } => "cancelled",
+            Self::Done { .. } => "done",
+            Self::Error { .. } => "error",
+            Self::GoAway { .. } => "go_away",
+            Self::Pong { .. } => "pong",
+        }
+    }
+
+    /// Appends the frame as JSON.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        // Writing numbers and text into memory cannot fail.
+        let _ = serde_json::to_writer(out, self);
+    }
+}
