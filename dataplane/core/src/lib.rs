@@ -4,9 +4,11 @@
 //! time matters), and what is to be done goes out as a value. The shells around it (`chatgateway-dataplane`) stay thin.
 //!
 //! * [`log`]: the session log. Its store scripts as pure functions, its owner and its readers as state machines.
+//! * [`drain`]: how a pod leaves.
 //! * [`error`]: one table of error codes with what each is on every wire, and the WebSocket close codes.
 //! * [`limits`]: every bound, with the reason for its size.
 
+pub mod drain;
 pub mod error;
 pub mod limits;
 pub mod log;

@@ -45,3 +45,53 @@ pub const TURN_ENTRIES_MAX: u64 = 100_000;
 
 /// How long a reader waits in silence of an unfinished turn before it looks at the log again.
 pub const READER_SILENCE: Duration = Duration::from_secs(2);
+
+/// How long a client that was told to go may stay idle before its connection is closed.
+pub const GO_AWAY_GRACE: Duration = Duration::from_secs(5);
+
+/// The longest a client is asked to wait before it reconnects. The spread comes from telling clients one after the other;
+/// this only parts those told in the same instant.
+pub const RECONNECT_AFTER_MAX: Duration = Duration::from_millis(500);
+
+/// Sessions one connection may read. A person's page reads one; a backend that multiplexes its users has room.
+pub const SESSIONS_PER_CONNECTION_MAX: usize = 256;
+
+/// Entries that wait for one connection, of all its sessions. Past it the reader drops to the log: a slow reader costs no
+/// more than this.
+pub const MAILBOX_MAX_ENTRIES: usize = 256;
+
+/// Text that waits for one connection in those entries.
+pub const MAILBOX_MAX_BYTES: usize = 256 * 1024;
+
+/// Bytes a WebSocket reads at a time, and holds while idle. Ten thousand idle connections hold 10 MiB.
+pub const WS_READ_BUFFER_BYTES: usize = 1024;
+
+/// Largest frame the server sends; longer messages go out as fragments. The codec keeps a buffer of its largest frame.
+pub const WS_FRAGMENT_BYTES: usize = 1024;
+
+/// Bytes gathered for one write to a WebSocket's socket. The buffer is given back when it is empty.
+pub const WS_WRITE_BUFFER_BYTES: usize = 16 * 1024;
+
+/// What of that buffer an idle connection keeps: enough for the frames of a short answer without asking the allocator.
+pub const WS_WRITE_BUFFER_KEPT_BYTES: usize = 512;
+
+/// How long a client may take no byte at all while the server has some for it.
+pub const WRITE_STALL: Duration = Duration::from_secs(40);
+
+/// What is read of a message that is too large, so that the close frame arrives instead of a reset.
+pub const OVERSIZED_READ_ON: Duration = Duration::from_secs(1);
+
+/// How long the store may take for one call. With the lease of 4 s it leaves room for two tries.
+pub const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often a call of unknown outcome is sent again before its caller is told.
+pub const STORE_CALL_TRIES: u32 = 3;
+
+/// Turns of one plain-text connection that wait for their answer.
+pub const PLAIN_TURNS_MAX: usize = QUEUED_TURNS_MAX + 1;
+
+/// Shards of the in-process maps: enough that two cores seldom meet.
+pub const SHARDS: usize = 64;
+
+/// Connections that are told politely that there is no room; those past them are closed without a word.
+pub const REFUSED_CONNECTIONS_MAX: usize = 64;

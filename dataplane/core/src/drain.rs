@@ -1,0 +1,135 @@
+//! How a pod leaves: what it still takes, when each client is told, and when it is over.
+//!
+//! ```text
+//! start ── accept floor ──┬── reconnect spread ──┬───────────── timeout
+//! not ready, works on     │ each client is told  │ answers finish, told clients leave
+//!                         │ at a moment of its   │
+//!                         └ own                  └ whatever is left is closed at the timeout
+//! ```
+
+use std::time::{Duration, Instant};
+
+use crate::limits::{GO_AWAY_GRACE, RECONNECT_AFTER_MAX};
+
+/// The times of one drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainPlan {
+    /// When it began.
+    pub started: Instant,
+    /// Until here everything is accepted as before: load balancers still send new clients.
+    pub floor: Instant,
+    /// Until here every client is told to reconnect elsewhere.
+    pub told: Instant,
+    /// Here it is over, whatever still runs.
+    pub deadline: Instant,
+}
+
+/// What is left in a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Client connections.
+    pub connections: u64,
+    /// Turns that run here.
+    pub turns: u64,
+}
+
+/// What to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Work as before, but not ready.
+    Accepting,
+    /// Take nothing new; wait for what is left.
+    Leaving,
+    /// Nothing is left: exit.
+    Done,
+    /// Time is up: close what is left, exit.
+    Expired,
+}
+
+impl DrainPlan {
+    /// The plan of a drain that starts `now`.
+    #[must_use]
+    pub fn new(now: Instant, accept_floor: Duration, reconnect_spread: Duration, timeout: Duration) -> Self {
+        let floor = now + accept_floor.min(timeout);
+        let deadline = now + timeout;
+        Self { started: now, floor, told: (floor + reconnect_spread).min(deadline), deadline }
+    }
+
+    /// When a client is told, for a random number in 0..=1: spread evenly, so that its like do not all reconnect at once.
+    #[must_use]
+    pub fn go_away_at(&self, random: f64) -> Instant {
+        self.floor + (self.told - self.floor).mul_f64(random.clamp(0.0, 1.0))
+    }
+
+    /// How long a client that is told should wait before it connects anew.
+    #[must_use]
+    pub fn reconnect_after(random: f64) -> Duration {
+        RECONNECT_AFTER_MAX.mul_f64(random.clamp(0.0, 1.0))
+    }
+
+    /// When the connection of a client that is told `now` is closed at the latest: soon if it is idle, at the deadline if an
+    /// answer still runs on it.
+    #[must_use]
+    pub fn close_at(&self, now: Instant, answering: bool) -> Instant {
+        if answering { self.deadline.max(now) } else { (now + GO_AWAY_GRACE).min(self.deadline).max(now) }
+    }
+
+    /// What to do `now` with so much left.
+    #[must_use]
+    pub fn phase(&self, now: Instant, left: Left) -> Phase {
+        if now >= self.deadline {
+            Phase::Expired
+        } else if now < self.floor {
+            Phase::Accepting
+        } else if left == Left::default() {
+            Phase::Done
+        } else {
+            Phase::Leaving
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn clients_are_told_between_floor_and_spread() {
+        let t = Instant::now();
+        let plan = DrainPlan::new(t, 5 * S, 10 * S, 60 * S);
+        assert_eq!(plan.go_away_at(0.0), t + 5 * S);
+        assert_eq!(plan.go_away_at(0.5), t + 10 * S);
+        assert_eq!(plan.go_away_at(1.0), t + 15 * S);
+    }
+
+    #[test]
+    fn a_timeout_shorter_than_the_rest_bounds_everything() {
+        let t = Instant::now();
+        let plan = DrainPlan::new(t, 5 * S, 10 * S, 3 * S);
+        assert_eq!((plan.floor, plan.told, plan.deadline), (t + 3 * S, t + 3 * S, t + 3 * S));
+        assert_eq!(plan.close_at(t + 4 * S, true), t + 4 * S);
+    }
+
+    #[test]
+    fn it_ends_when_nothing_is_left_but_not_before_the_floor() {
+        let t = Instant::now();
+        let plan = DrainPlan::new(t, 5 * S, 10 * S, 60 * S);
+        let one = Left { connections: 1, turns: 0 };
+        assert_eq!(plan.phase(t + S, Left::default()), Phase::Accepting);
+        assert_eq!(plan.phase(t + 6 * S, one), Phase::Leaving);
+        assert_eq!(plan.phase(t + 6 * S, Left { connections: 0, turns: 1 }), Phase::Leaving);
+        assert_eq!(plan.phase(t + 6 * S, Left::default()), Phase::Done);
+        assert_eq!(plan.phase(t + 60 * S, one), Phase::Expired);
+    }
+
+    #[test]
+    fn an_idle_client_is_closed_soon_and_an_answering_one_at_the_deadline() {
+        let t = Instant::now();
+        let plan = DrainPlan::new(t, 5 * S, 10 * S, 60 * S);
+        assert_eq!(plan.close_at(t + 6 * S, false), t + 6 * S + GO_AWAY_GRACE);
+        assert_eq!(plan.close_at(t + 6 * S, true), t + 60 * S);
+        assert_eq!(plan.close_at(t + 59 * S, false), t + 60 * S);
+    }
+}
