@@ -176,11 +176,17 @@ mod tests {
 
     #[test]
     fn an_entry_id_has_one_spelling() {
-        for (text, id) in [("0", EntryId::ZERO), ("7-0", EntryId::new(7, 0)), ("1790000000000000-12", EntryId::new(1_790_000_000_000_000, 12))] {
+        for (text, id) in [
+            ("0", EntryId::ZERO),
+            ("7-0", EntryId::new(7, 0)),
+            ("1790000000000000-12", EntryId::new(1_790_000_000_000_000, 12)),
+        ] {
             assert_eq!(text.parse(), Ok(id));
             assert_eq!(id.to_string(), text);
         }
-        for wrong in ["", "-", "1", "1-", "-1", "+1-2", "01-2", "1-02", "1-2-3", " 1-2", "1-2 ", "99999999999999999999-0"] {
+        for wrong in
+            ["", "-", "1", "1-", "-1", "+1-2", "01-2", "1-02", "1-2-3", " 1-2", "1-2 ", "99999999999999999999-0"]
+        {
             assert_eq!(wrong.parse::<EntryId>(), Err(InvalidId::Entry), "{wrong:?}");
         }
     }

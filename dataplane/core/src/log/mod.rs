@@ -5,6 +5,7 @@
 mod entry;
 mod ids;
 mod script;
+pub mod store;
 
 pub use entry::{EndKind, Entry, EntryKind, TakeoverReason, Usage};
 pub use ids::{EntryId, InvalidId, PodId, SessionId, SessionKey, TurnId};

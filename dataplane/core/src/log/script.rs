@@ -15,6 +15,12 @@ pub struct StoreTime(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Nonce(pub u64);
 
+/// The outcome of a request is not known: it was lost, its reply was, or the store could not say. It may have been carried
+/// out, it may yet be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store did not say what became of the request")]
+pub struct Unknown;
+
 /// A request to the store about one session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
