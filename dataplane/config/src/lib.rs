@@ -1,1 +1,20 @@
-//! See Cargo.toml.
+//! The data plane's configuration.
+//!
+//! A text is read as a [`file::File`] (its shape; unknown fields are errors with their place), and checked into
+//! [`Settings`] (its meaning: units, defaults, ranges, what fits together). All violations are told at once. The parts
+//! that the `ChatGateway` resource shares with the file are in [`parts`], so that both are checked by the same code.
+
+mod check;
+mod error;
+pub mod file;
+pub mod parts;
+mod resolve;
+mod settings;
+pub mod yaml;
+
+pub use error::{ConfigErrors, Violation};
+pub use parts::{LogFormat, LogLevel};
+pub use settings::{
+    DrainSettings, GatewaySettings, KeepaliveSettings, LimitSettings, ListenerSettings, LogSettings, PoolSettings,
+    SessionSettings, Settings, StoreSettings, TimeoutSettings, UpstreamKind, UpstreamSettings, needs_restart,
+};

@@ -95,3 +95,82 @@ pub const SHARDS: usize = 64;
 
 /// Connections that are told politely that there is no room; those past them are closed without a word.
 pub const REFUSED_CONNECTIONS_MAX: usize = 64;
+
+/// Ranges of the settings. What lies outside is a slip of the pen, or would take the gateway down.
+pub mod settings {
+    use std::ops::RangeInclusive;
+    use std::time::Duration;
+
+    const fn seconds(least: u64, most: u64) -> RangeInclusive<Duration> {
+        Duration::from_secs(least)..=Duration::from_secs(most)
+    }
+
+    /// Threads. Beyond the cores of the largest machine they only wait for each other.
+    pub const WORKERS: RangeInclusive<i64> = 1..=512;
+
+    /// TCP ports; 0 takes any free one.
+    pub const PORT: RangeInclusive<i64> = 0..=65_535;
+
+    /// Model servers of one gateway: more are a list nobody keeps in mind, and each costs a pool.
+    pub const UPSTREAMS_MAX: usize = 16;
+
+    /// Names of gateways and upstreams: one DNS label, since they become names of objects and metric labels.
+    pub const NAME_MAX_BYTES: usize = 63;
+
+    /// How long a session outlives its last turn. Below four leases a session could expire under its owner.
+    pub const SESSION_TTL: RangeInclusive<Duration> = seconds(4 * super::LEASE_TTL.as_secs(), 30 * 86_400);
+
+    /// Turns of history: a thousand are more than any model reads.
+    pub const HISTORY_TURNS: RangeInclusive<i64> = 1..=1_000;
+
+    /// Calls at once of one upstream. Each holds a connection and two file descriptors at worst.
+    pub const POOL_CONCURRENT: RangeInclusive<i64> = 1..=10_000;
+
+    /// Turns that wait for a call. Each holds its prompt.
+    pub const POOL_QUEUED: RangeInclusive<i64> = 0..=100_000;
+
+    /// How long a turn waits for a call: a person has gone after ten minutes.
+    pub const QUEUE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
+
+    /// How long the steps of a call may take.
+    pub const CALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3_600);
+
+    /// The `max_tokens` of a request.
+    pub const ANSWER_TOKENS: RangeInclusive<i64> = 1..=1_000_000;
+
+    /// Time between two tokens of the built-in upstream.
+    pub const DEMO_TOKEN_DELAY: RangeInclusive<Duration> = seconds(0, 60);
+
+    /// Bytes of an answer of the built-in upstream.
+    pub const DEMO_ANSWER_BYTES: RangeInclusive<i64> = 1..=super::ANSWER_MAX_BYTES as i64;
+
+    /// How often a silent client is pinged. Below a second pings are most of the traffic.
+    pub const PING_INTERVAL: RangeInclusive<Duration> = seconds(1, 3_600);
+
+    /// How long a pong may take.
+    pub const PONG_TIMEOUT: RangeInclusive<Duration> = seconds(1, 600);
+
+    /// When TCP probes: the kernel counts whole seconds.
+    pub const TCP_KEEPALIVE: RangeInclusive<Duration> = seconds(1, 7_200);
+
+    /// The times of a drain: an hour is what cluster autoscalers and eviction allow at most.
+    pub const DRAIN: RangeInclusive<Duration> = seconds(0, 3_600);
+
+    /// The largest message of a client. A connection may hold one while it comes in.
+    pub const MESSAGE_BYTES: RangeInclusive<i64> = 1_024..=16 * 1024 * 1024;
+
+    /// The largest body of a request.
+    pub const BODY_BYTES: RangeInclusive<i64> = 1_024..=64 * 1024 * 1024;
+
+    /// Connections of one pod. A million take 10 GB.
+    pub const CONNECTIONS: RangeInclusive<i64> = 1..=1_000_000;
+
+    /// Streams at once in one HTTP/2 connection.
+    pub const STREAMS: RangeInclusive<i64> = 1..=10_000;
+
+    /// How long the head of a request may take.
+    pub const HEADER_TIMEOUT: RangeInclusive<Duration> = seconds(1, 300);
+
+    /// Origins that may open a WebSocket: each is compared at each upgrade.
+    pub const ORIGINS_MAX: usize = 64;
+}

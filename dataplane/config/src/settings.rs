@@ -1,0 +1,346 @@
+//! The settings: what a configuration means, checked, with units and defaults.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::ConfigErrors;
+use crate::file::File;
+use crate::parts::{LogFormat, LogLevel};
+use crate::{resolve, yaml};
+
+/// Everything the data plane is told. Cheap to share behind an `Arc`; never changed in place.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
+    /// Who this gateway is.
+    pub gateway: GatewaySettings,
+    /// Where it listens.
+    pub listeners: ListenerSettings,
+    /// Worker threads; none: one per core.
+    pub workers: Option<usize>,
+    /// Model servers, the preferred one first; at least one.
+    pub upstreams: Vec<UpstreamSettings>,
+    /// Sessions.
+    pub sessions: SessionSettings,
+    /// How dead connections are found.
+    pub keepalive: KeepaliveSettings,
+    /// How the pod leaves.
+    pub drain: DrainSettings,
+    /// What clients may take.
+    pub limits: LimitSettings,
+    /// What is logged.
+    pub log: LogSettings,
+    /// SHA-256 of all of the above, in hex. Two texts that mean the same have the same.
+    #[serde(skip)]
+    pub hash: String,
+}
+
+/// Who this gateway is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GatewaySettings {
+    /// Its name.
+    pub name: String,
+    /// What of it runs, as told to clients in `hello`.
+    pub revision: String,
+}
+
+/// Where the gateway listens. Port 0 takes any free one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ListenerSettings {
+    /// Address to bind.
+    pub bind: IpAddr,
+    /// WebSocket, SSE, REST, OpenAI API, the chat page.
+    pub http_port: u16,
+    /// gRPC.
+    pub grpc_port: u16,
+    /// Health, metrics, status, drain.
+    pub admin_port: u16,
+    /// Whether several processes share the HTTP and gRPC ports.
+    pub reuse_port: bool,
+}
+
+/// One model server.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UpstreamSettings {
+    /// Its name in logs, metrics and messages.
+    pub name: String,
+    /// What it speaks, and where.
+    pub kind: UpstreamKind,
+    /// How many calls at once, and who waits.
+    pub pool: PoolSettings,
+    /// How long each step may take.
+    pub timeouts: TimeoutSettings,
+}
+
+/// What a model server speaks, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum UpstreamKind {
+    /// An OpenAI-compatible server.
+    OpenAi {
+        /// Its base URL with the version, without a slash at the end.
+        url: String,
+        /// The model that is asked for.
+        model: String,
+        /// A file with the API key.
+        api_key_file: Option<PathBuf>,
+        /// Whether it continues a partial answer that ends the messages.
+        prefill: bool,
+    },
+    /// A server with `POST /chat`.
+    Simple {
+        /// Its base URL, without a slash at the end.
+        url: String,
+        /// The `max_tokens` of each request.
+        max_tokens: u32,
+    },
+    /// The built-in one.
+    Demo {
+        /// Time between two tokens.
+        token_delay: Duration,
+        /// The exact size of answers, where given.
+        answer_bytes: Option<usize>,
+    },
+}
+
+/// How many calls an upstream gets at once, and who waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PoolSettings {
+    /// Calls at once.
+    pub max_concurrent: usize,
+    /// Turns that wait for a call.
+    pub max_queued: usize,
+    /// How long a turn waits at most.
+    pub queue_timeout: Duration,
+}
+
+/// How long each step of a call may take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TimeoutSettings {
+    /// Until the connection is made.
+    pub connect: Duration,
+    /// From the request to the first token.
+    pub first_token: Duration,
+    /// From one token to the next.
+    pub between_tokens: Duration,
+    /// The whole call.
+    pub total: Duration,
+}
+
+/// Sessions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionSettings {
+    /// How long a session outlives its last turn.
+    pub ttl: Duration,
+    /// Ended turns that are kept for the next prompt.
+    pub max_turns: usize,
+    /// Where they are kept.
+    pub store: StoreSettings,
+}
+
+/// Where sessions are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum StoreSettings {
+    /// In the process.
+    Memory,
+}
+
+/// How dead connections are found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeepaliveSettings {
+    /// How often a silent client is pinged.
+    pub ping_interval: Duration,
+    /// How long its pong may take.
+    pub pong_timeout: Duration,
+    /// When TCP starts to probe a silent connection.
+    pub tcp_keepalive: Duration,
+}
+
+/// How a pod leaves. All from the start of the drain; the first two together fit into the third.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DrainSettings {
+    /// How long new clients are still taken.
+    pub accept_floor: Duration,
+    /// Over which time, after that, clients are told to reconnect.
+    pub reconnect_spread: Duration,
+    /// When what is left is closed.
+    pub timeout: Duration,
+}
+
+/// What one client and all together may take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LimitSettings {
+    /// Largest message from a client: a WebSocket message or a gRPC message.
+    pub max_message_bytes: usize,
+    /// Largest body of an HTTP request.
+    pub max_body_bytes: usize,
+    /// Client connections of this pod.
+    pub max_connections: usize,
+    /// HTTP/2 streams at once in one connection.
+    pub max_streams_per_connection: u32,
+    /// How long the head of a request may take.
+    pub header_timeout: Duration,
+    /// Origins of pages that may open a WebSocket, beside the gateway's own: `scheme://host[:port]` in lower case.
+    /// `*` alone: any.
+    pub allowed_origins: Vec<String>,
+}
+
+/// What is logged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LogSettings {
+    /// From which severity on.
+    pub level: LogLevel,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+impl Settings {
+    /// Reads and checks a configuration file. An empty one is the default.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, each with its path, line and column.
+    pub fn parse(text: &str) -> Result<Self, ConfigErrors> {
+        let blank = text.lines().all(|line| matches!(line.trim().chars().next(), None | Some('#')));
+        let text = if blank { "{}" } else { text };
+        let (file, positions) = yaml::read::<File>(text)?;
+        Self::resolve(&file).map_err(|errors| positions.locate(errors))
+    }
+
+    /// Checks a configuration.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, each with its path.
+    pub fn resolve(file: &File) -> Result<Self, ConfigErrors> {
+        resolve::resolve(file)
+    }
+
+    /// The settings with the hash of what they are.
+    #[must_use]
+    pub(crate) fn hashed(mut self) -> Self {
+        // Plain data of named fields: it always has a JSON form.
+        let canonical = serde_json::to_vec(&self).unwrap_or_default();
+        self.hash = Sha256::digest(&canonical).iter().map(|byte| format!("{byte:02x}")).collect();
+        self
+    }
+}
+
+impl Default for Settings {
+    /// The built-in upstream on the embedded store.
+    fn default() -> Self {
+        let settings = Self {
+            gateway: GatewaySettings::default(),
+            listeners: ListenerSettings::default(),
+            workers: None,
+            upstreams: vec![UpstreamSettings::default()],
+            sessions: SessionSettings::default(),
+            keepalive: KeepaliveSettings::default(),
+            drain: DrainSettings::default(),
+            limits: LimitSettings::default(),
+            log: LogSettings::default(),
+            hash: String::new(),
+        };
+        settings.hashed()
+    }
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self { name: "chatgateway".to_owned(), revision: "1".to_owned() }
+    }
+}
+
+impl Default for ListenerSettings {
+    fn default() -> Self {
+        let bind = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self { bind, http_port: 8080, grpc_port: 9090, admin_port: 8081, reuse_port: false }
+    }
+}
+
+impl Default for UpstreamSettings {
+    fn default() -> Self {
+        Self {
+            name: "demo".to_owned(),
+            kind: UpstreamKind::Demo { token_delay: Duration::from_millis(30), answer_bytes: None },
+            pool: PoolSettings::default(),
+            timeouts: TimeoutSettings::default(),
+        }
+    }
+}
+
+impl Default for PoolSettings {
+    fn default() -> Self {
+        Self { max_concurrent: 20, max_queued: 1_000, queue_timeout: Duration::from_secs(5) }
+    }
+}
+
+impl Default for TimeoutSettings {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            first_token: Duration::from_secs(10),
+            between_tokens: Duration::from_secs(10),
+            total: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        Self { ttl: Duration::from_secs(900), max_turns: 40, store: StoreSettings::Memory }
+    }
+}
+
+impl Default for KeepaliveSettings {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_secs(30),
+            pong_timeout: Duration::from_secs(10),
+            tcp_keepalive: Duration::from_secs(40),
+        }
+    }
+}
+
+impl Default for DrainSettings {
+    fn default() -> Self {
+        Self {
+            accept_floor: Duration::from_secs(5),
+            reconnect_spread: Duration::from_secs(10),
+            timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self {
+            max_message_bytes: 256 * 1024,
+            max_body_bytes: 4 * 1024 * 1024,
+            max_connections: 20_000,
+            max_streams_per_connection: 100,
+            header_timeout: Duration::from_secs(10),
+            allowed_origins: Vec::new(),
+        }
+    }
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { level: LogLevel::Info, format: LogFormat::Text }
+    }
+}
+
+/// What differs between two settings that a running process cannot take over, by the name of the section or field.
+/// Everything else is taken over while it runs.
+#[must_use]
+pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
+    let cold = [
+        ("gateway.name", old.gateway.name != new.gateway.name),
+        ("listeners", old.listeners != new.listeners),
+        ("workers", old.workers != new.workers),
+        ("sessions.store", old.sessions.store != new.sessions.store),
+        ("log", old.log != new.log),
+    ];
+    cold.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+}

@@ -1,0 +1,164 @@
+//! What a configuration file means, and what is said about a wrong one.
+
+use std::time::Duration;
+
+use chatgateway_config::{Settings, UpstreamKind, needs_restart};
+
+fn errors(text: &str) -> String {
+    Settings::parse(text).expect_err("it is wrong").to_string()
+}
+
+fn parsed(text: &str) -> Settings {
+    Settings::parse(text).expect("it is right")
+}
+
+#[test]
+fn an_empty_file_is_the_default() {
+    for text in ["", "\n# nothing\n", "{}", "upstreams: []\n"] {
+        assert_eq!(parsed(text), Settings::default(), "{text:?}");
+    }
+    assert_eq!(Settings::default().hash.len(), 64);
+}
+
+#[test]
+fn everything_that_can_be_set_reaches_the_settings() {
+    let s = parsed(
+        "gateway: {name: a, revision: b7}\n\
+         listeners: {bind: '::1', httpPort: 1, grpcPort: 0, adminPort: 0, reusePort: true}\n\
+         workers: 3\n\
+         upstreams:\n\
+         - {name: x, type: OpenAI, openAI: {url: 'http://h:1/v1/', model: m, apiKeyFile: /k, prefill: true},\n\
+         \x20  pool: {maxConcurrent: 2, maxQueued: 0, queueTimeout: 1s},\n\
+         \x20  timeouts: {connect: 1s, firstToken: 2s, betweenTokens: 3s, total: 4s}, batching: {mode: Off}}\n\
+         - {name: y, type: Simple, simple: {url: 'https://s', maxTokens: 9}, affinity: None}\n\
+         - {name: z, type: Demo, demo: {tokenDelay: 0s, answerBytes: 50}}\n\
+         sessions: {ttl: 16s, history: {maxTurns: 5}, store: {type: Memory}}\n\
+         keepalive: {pingInterval: 1s, pongTimeout: 2s, tcpKeepalive: 3s}\n\
+         drain: {acceptFloor: 0s, reconnectSpread: 1s, timeout: 2s}\n\
+         limits: {maxMessageBytes: 1024, maxBodyBytes: 2048, maxConnections: 1, maxStreamsPerConnection: 2,\n\
+         \x20 headerTimeout: 3s, allowedOrigins: ['https://Chat.example.com', '*']}\n\
+         log: {level: debug, format: json}\n",
+    );
+    assert_eq!((s.gateway.name.as_str(), s.gateway.revision.as_str()), ("a", "b7"));
+    assert_eq!((s.listeners.bind.to_string().as_str(), s.listeners.http_port), ("::1", 1));
+    assert!(s.listeners.reuse_port);
+    assert_eq!(s.workers, Some(3));
+    let kinds: Vec<_> = s.upstreams.iter().map(|upstream| &upstream.kind).collect();
+    let openai = UpstreamKind::OpenAi {
+        url: "http://h:1/v1".into(),
+        model: "m".into(),
+        api_key_file: Some("/k".into()),
+        prefill: true,
+    };
+    let simple = UpstreamKind::Simple { url: "https://s".into(), max_tokens: 9 };
+    let demo = UpstreamKind::Demo { token_delay: Duration::ZERO, answer_bytes: Some(50) };
+    assert_eq!(kinds, [&openai, &simple, &demo]);
+    assert_eq!((s.upstreams[0].pool.max_concurrent, s.upstreams[0].pool.max_queued), (2, 0));
+    assert_eq!(s.upstreams[0].timeouts.total, Duration::from_secs(4));
+    assert_eq!((s.sessions.ttl, s.sessions.max_turns), (Duration::from_secs(16), 5));
+    assert_eq!(s.keepalive.tcp_keepalive, Duration::from_secs(3));
+    assert_eq!(s.drain.timeout, Duration::from_secs(2));
+    assert_eq!(s.limits.allowed_origins, ["https://chat.example.com", "*"]);
+    assert_eq!((s.limits.max_message_bytes, s.limits.max_connections), (1_024, 1));
+}
+
+#[test]
+fn a_typo_names_path_line_column_and_the_nearest_name() {
+    assert_eq!(
+        errors("upstreams:\n- name: a\n  type: Demo\n  pool:\n    maxConcurent: 3\n"),
+        "line 5, column 5: upstreams[0].pool.maxConcurent: unknown field `maxConcurent`; did you mean `maxConcurrent`?"
+    );
+    assert_eq!(errors("limit: {}\n"), "line 1, column 1: limit: unknown field `limit`; did you mean `limits`?");
+    assert_eq!(
+        errors("upstreams:\n- {name: a, type: OpenAi}\n"),
+        "line 2, column 19: upstreams[0].type: unknown value `OpenAi`; did you mean `OpenAI`?"
+    );
+}
+
+#[test]
+fn wrong_types_and_broken_yaml_name_the_place() {
+    let text = errors("limits:\n  maxConnections: many\n");
+    assert!(text.starts_with("line 2, column 19: limits.maxConnections: "), "{text}");
+    let text = errors("limits:\n  maxConnections: [\n");
+    assert!(text.starts_with("line "), "{text}");
+    let text = errors("drain: 5\n");
+    assert!(text.starts_with("line 1, column "), "{text}");
+    let text = errors("log: {}\nlog: {}\n");
+    assert_eq!(text, "line 2, column 1: log: the field `log` is there twice");
+}
+
+#[test]
+fn all_violations_are_told_at_once() {
+    let text = errors(
+        "listeners: {httpPort: 80, adminPort: 80, bind: here}\n\
+         upstreams:\n\
+         - {name: A, type: OpenAI}\n\
+         - {name: b, type: Simple, simple: {url: nowhere, maxTokens: 0}, demo: {}}\n\
+         - {name: b}\n\
+         sessions: {ttl: 15s}\n\
+         drain: {acceptFloor: 5s, reconnectSpread: 10s, timeout: 14s}\n\
+         keepalive: {pingInterval: 5}\n",
+    );
+    let expected = [
+        "line 1, column 27: listeners.adminPort: 80 is the port of another listener",
+        "line 1, column 42: listeners.bind: must be an IP address",
+        "line 3, column 3: upstreams[0].openAI: is missing; `type: OpenAI` needs it",
+        "line 3, column 4: upstreams[0].name: `A` is no name",
+        "line 4, column 36: upstreams[1].simple.url: `nowhere` is no URL of a server",
+        "line 4, column 50: upstreams[1].simple.maxTokens: 0 is out of range; it must be 1 to 1000000",
+        "line 4, column 65: upstreams[1].demo: does not fit `type: Simple`",
+        "line 5, column 3: upstreams[2].type: is missing; it is OpenAI, Simple or Demo",
+        "line 5, column 4: upstreams[2].name: `b` is the name of another upstream",
+        "line 6, column 12: sessions.ttl: 15s is out of range; it must be 16s to 30d",
+        "line 7, column 48: drain.timeout: 14s is too short",
+        "line 8, column 13: keepalive.pingInterval: `5` is no duration; write a number with its unit",
+    ];
+    assert_eq!(text.lines().count(), expected.len(), "{text}");
+    for (line, start) in text.lines().zip(expected) {
+        assert!(line.starts_with(start), "{line}\ndoes not start with\n{start}");
+    }
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_and_not_ignored() {
+    let text = errors(
+        "upstreams:\n\
+         - name: a\n\
+         \x20 type: Demo\n\
+         \x20 circuitBreaker: {failureRateThreshold: 40}\n\
+         \x20 batching: {mode: Adaptive}\n\
+         \x20 endpoints: ['http://a']\n\
+         \x20 affinity: Session\n\
+         sessions: {store: {type: Redis}}\n\
+         rateLimits: [{per: User, requestsPerSecond: 1}]\n",
+    );
+    let expected = [
+        "line 4, column 3: upstreams[0].circuitBreaker: circuit breakers are not available in this release; remove it",
+        "line 5, column 14: upstreams[0].batching.mode: Adaptive is not available in this release; use Off",
+        "line 6, column 3: upstreams[0].endpoints: several endpoints are not available in this release; give one url",
+        "line 7, column 3: upstreams[0].affinity: Session is not available in this release; use None",
+        "line 8, column 20: sessions.store.type: Redis is not available in this release; use Memory",
+        "line 9, column 1: rateLimits: rate limits are not available in this release; remove them",
+    ];
+    assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn the_hash_is_of_the_meaning() {
+    let short = parsed("drain: {timeout: 60s}\n");
+    assert_eq!(short.hash, Settings::default().hash, "a default written down changes nothing");
+    assert_eq!(parsed("sessions: {ttl: 1h}\n").hash, parsed("# other words\nsessions:\n  ttl: 60m\n").hash);
+    assert_ne!(parsed("sessions: {ttl: 1h}\n").hash, parsed("sessions: {ttl: 2h}\n").hash);
+}
+
+#[test]
+fn what_a_running_process_cannot_take_over() {
+    let old = Settings::default();
+    let hot = parsed(
+        "upstreams: [{name: other, type: Demo}]\nsessions: {ttl: 1h}\ndrain: {timeout: 90s}\n\
+         limits: {maxMessageBytes: 2048}\nkeepalive: {pingInterval: 20s}\ngateway: {revision: two}\n",
+    );
+    assert_eq!(needs_restart(&old, &hot), Vec::<&str>::new());
+    let cold = parsed("gateway: {name: b}\nlisteners: {httpPort: 8888}\nworkers: 1\nlog: {level: debug}\n");
+    assert_eq!(needs_restart(&old, &cold), ["gateway.name", "listeners", "workers", "log"]);
+}
