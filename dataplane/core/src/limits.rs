@@ -95,3 +95,30 @@ pub const SHARDS: usize = 64;
 
 /// Connections that are told politely that there is no room; those past them are closed without a word.
 pub const REFUSED_CONNECTIONS_MAX: usize = 64;
+
+/// How often the Memory store looks for expired sessions that nobody asks for.
+pub const MEMORY_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Headers of one HTTP/1 request.
+pub const HEADERS_MAX: usize = 64;
+
+/// Bytes of one HTTP/1 request's head, and of the connection's read buffer.
+pub const HTTP1_BUFFER_BYTES: usize = 32 * 1024;
+
+/// Bytes of one HTTP/2 request's headers.
+pub const HEADER_BYTES_MAX: u32 = 16 * 1024;
+
+/// What an HTTP/2 client may send on one stream ahead of being read: one message of the default size, and some.
+pub const GRPC_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// What it may send on the whole connection: the memory one connection can claim.
+pub const GRPC_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// What the server holds for a stream whose client does not read.
+pub const HTTP2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// The least time an HTTP/2 client has for answering a ping: gRPC libraries answer from a busy event loop.
+pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a pod that drains looks whether it is empty.
+pub const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(20);
