@@ -122,3 +122,20 @@ pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a pod that drains looks whether it is empty.
 pub const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Text of one `delta` entry. What gathers while an append is in flight becomes one entry; after an outage, or when a whole
+/// answer is told again, more than one.
+pub const DELTA_MAX_BYTES: usize = 256 * 1024;
+
+/// First pause before an owner or a reader asks a store again that did not answer. Each further one is twice as long.
+pub const STORE_RETRY_MIN: Duration = Duration::from_millis(50);
+
+/// Longest such pause: well below a lease, so that an owner that comes back still has its own.
+pub const STORE_RETRY_MAX: Duration = Duration::from_millis(1_000);
+
+/// How often a lease's end is sent. Unheard, the lease is over by itself a few seconds later.
+pub const END_LEASE_ATTEMPTS: u32 = 3;
+
+/// Live entries a reader sets aside while it reads a page: some round trips' worth of the fastest answer. What is more is
+/// read.
+pub const READER_HELD_ENTRIES: usize = 64;
