@@ -256,18 +256,17 @@ impl Gateway {
             terms: self.terms(),
         };
         let request = Request::Begin(begin);
-        let mut call = self.store.call(&channel.key, request.clone());
-        let reply = match &mut call {
-            Call::Ready(answer) => match answer.take() {
-                Some(answer) => self.begun(channel, answer),
+        let reply = match self.store.call(&channel.key, request.clone()) {
+            Call::Ready(answer) => match answer {
+                Some(answer) => self.begun(channel, answer).await,
                 None => Err(unavailable()),
             },
-            Call::Pending(_) => {
+            call @ Call::Pending(_) => {
                 // The reply may make this pod the session's owner: it must be heard, whoever still wants to know.
                 let (gateway, channel) = (self.clone(), channel.clone());
                 let task = tokio::spawn(async move {
                     let answer = gateway.settled(&channel.key, request, call).await;
-                    gateway.begun(&channel, answer)
+                    gateway.begun(&channel, answer).await
                 });
                 task.await.unwrap_or_else(|_| Err(Refusal::new(ErrorCode::Internal, "the turn could not be accepted")))
             }
@@ -277,12 +276,12 @@ impl Gateway {
     }
 
     /// Takes a begin's answer; an ownership in it starts to run.
-    fn begun(self: &Arc<Self>, channel: &Arc<Channel>, answer: Answer) -> Result<BeginReply, Refusal> {
+    async fn begun(self: &Arc<Self>, channel: &Arc<Channel>, answer: Answer) -> Result<BeginReply, Refusal> {
         let Reply::Begin(reply) = answer.result.map_err(|_| unavailable())? else {
             return Err(Refusal::new(ErrorCode::Internal, "the session store gave an answer to another question"));
         };
         match &reply {
-            BeginReply::Owner { own, .. } => driver::run_begun(self, channel, own.clone(), answer.connection),
+            BeginReply::Owner { own, .. } => driver::run(self, channel, own.clone(), answer.connection).await,
             BeginReply::Queued { lease_left_ms: 0, .. } => self.look_after(channel.clone()),
             _ => {}
         }
@@ -331,7 +330,7 @@ impl Gateway {
         match self.ask(&key, Request::Cancel { turn: turn.clone() }).await? {
             Reply::Cancel(CancelReply::Marked { state, .. }) => {
                 if let Some(owner) = self.hub.existing(&key).and_then(|channel| channel.owner()) {
-                    owner.cancel(turn.clone());
+                    owner.look();
                 }
                 Ok(state)
             }
@@ -392,7 +391,7 @@ impl Gateway {
             let answer = gateway.settled(&channel.key, request, call).await;
             if let Ok(Reply::Claim(ClaimReply::Owner(own))) = answer.result {
                 gateway.metrics.takeovers.inc();
-                driver::run_taken_over(&gateway, &channel, own, answer.connection);
+                driver::run(&gateway, &channel, own, answer.connection).await;
             }
         });
     }

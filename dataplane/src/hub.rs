@@ -11,7 +11,7 @@ use std::{
 
 use chatgateway_core::{
     limits::{MAILBOX_MAX_BYTES, MAILBOX_MAX_ENTRIES, SHARDS},
-    log::{Entry, SessionKey, TurnId},
+    log::{Entry, SessionKey},
 };
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -39,6 +39,15 @@ struct MailboxInner {
 }
 
 impl MailboxInner {
+    /// The slot's reader has to read the log; what waits for it is in there.
+    fn send_to_log(&mut self, slot: u32) {
+        if !self.behind.contains(&slot) {
+            self.drop_entries(slot);
+            self.behind.push(slot);
+            self.queue.push_back((slot, Mail::Overflow));
+        }
+    }
+
     /// Throws away the entries that wait for a slot.
     fn drop_entries(&mut self, slot: u32) {
         let mut freed = 0;
@@ -74,13 +83,16 @@ impl Mailbox {
             inner.bytes += bytes;
             inner.queue.push_back((slot, Mail::Entry(entry.clone())));
         } else {
-            inner.drop_entries(slot);
-            inner.behind.push(slot);
-            inner.queue.push_back((slot, Mail::Overflow));
+            inner.send_to_log(slot);
         }
         drop(inner);
         self.waker.wake();
         fits
+    }
+
+    fn reread(&self, slot: u32) {
+        self.inner.lock().send_to_log(slot);
+        self.waker.wake();
     }
 
     fn deleted(&self, slot: u32) {
@@ -124,27 +136,24 @@ impl Mailbox {
 /// A hand on the task that runs a session's turns.
 #[derive(Default)]
 pub struct OwnerHandle {
-    cancelled: Mutex<Vec<TurnId>>,
-    drain: AtomicBool,
     look: AtomicBool,
+    drain: AtomicBool,
     waker: AtomicWaker,
 }
 
 /// What the owner is told.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// A client has cancelled this turn.
-    Cancel(TurnId),
+    /// Something happened to the session in the store: a cancel, a delete.
+    Look,
     /// The pod goes away.
     Drain,
-    /// Something happened to the session in the store.
-    Look,
 }
 
 impl OwnerHandle {
-    /// Tells the owner that a turn was cancelled.
-    pub fn cancel(&self, turn: TurnId) {
-        self.cancelled.lock().push(turn);
+    /// Tells the owner to look at the store.
+    pub fn look(&self) {
+        self.look.store(true, Ordering::Release);
         self.waker.wake();
     }
 
@@ -154,22 +163,13 @@ impl OwnerHandle {
         self.waker.wake();
     }
 
-    /// Tells the owner to look at the store.
-    pub fn look(&self) {
-        self.look.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-
     /// The next notice; the caller is woken when there is one.
     pub fn poll_notice(&self, cx: &mut Context<'_>) -> Poll<Notice> {
         self.waker.register(cx.waker());
-        if let Some(turn) = self.cancelled.lock().pop() {
-            return Poll::Ready(Notice::Cancel(turn));
-        }
-        if self.drain.swap(false, Ordering::AcqRel) {
-            Poll::Ready(Notice::Drain)
-        } else if self.look.swap(false, Ordering::AcqRel) {
+        if self.look.swap(false, Ordering::AcqRel) {
             Poll::Ready(Notice::Look)
+        } else if self.drain.swap(false, Ordering::AcqRel) {
+            Poll::Ready(Notice::Drain)
         } else {
             Poll::Pending
         }
@@ -206,17 +206,25 @@ impl Channel {
         self.inner.lock().readers.retain(|s| s.slot != slot || !Arc::ptr_eq(&s.mailbox, mailbox));
     }
 
-    /// Hands committed entries to every reader. Nothing else may be handed over.
-    pub fn deliver(&self, entries: &[Arc<Entry>]) {
-        let inner = self.inner.lock();
-        for entry in entries {
-            for reader in &inner.readers {
-                if !reader.mailbox.push(reader.slot, entry)
-                    && let Some(hub) = self.hub.upgrade()
-                {
-                    hub.overflows.fetch_add(1, Ordering::Relaxed);
-                }
+    /// Hands a committed entry to every reader. Nothing else may be handed over.
+    pub fn deliver(&self, entry: Arc<Entry>) {
+        let mut overflows = 0;
+        for reader in &self.inner.lock().readers {
+            if !reader.mailbox.push(reader.slot, &entry) {
+                overflows += 1;
             }
+        }
+        if overflows > 0
+            && let Some(hub) = self.hub.upgrade()
+        {
+            hub.overflows.fetch_add(overflows, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends every reader to the log.
+    pub fn reread(&self) {
+        for reader in &self.inner.lock().readers {
+            reader.mailbox.reread(reader.slot);
         }
     }
 

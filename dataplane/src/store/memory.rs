@@ -11,7 +11,10 @@ use std::{
 
 use chatgateway_core::{
     limits::{MEMORY_SWEEP_INTERVAL, SHARDS},
-    log::{Reply, Request, SessionKey, SessionState, StoreTime, execute},
+    log::{
+        Reply, Request, SessionKey, StoreTime,
+        store::{SessionState, execute},
+    },
 };
 use parking_lot::Mutex;
 

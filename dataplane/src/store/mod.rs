@@ -1,9 +1,9 @@
 //! The session store: one trait, whose every call is one atomic step for one session.
 //!
 //! What each call does is defined by the pure function of the same name in `chatgateway_core::log`. An implementation adds
-//! where the state is kept and how it is reached; [`conformance`] holds them all to the same behaviour.
+//! where the state is kept and how it is reached; the conformance suite in `tests/` holds
+//! them all to the same behaviour.
 
-pub mod conformance;
 mod memory;
 
 use std::{
