@@ -3,4 +3,5 @@
 
 pub mod client;
 pub mod clock;
+pub mod process;
 pub mod simulator;
