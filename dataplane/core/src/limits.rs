@@ -96,6 +96,50 @@ pub const SHARDS: usize = 64;
 /// Connections that are told politely that there is no room; those past them are closed without a word.
 pub const REFUSED_CONNECTIONS_MAX: usize = 64;
 
+/// How often the Memory store looks for expired sessions that nobody asks for.
+pub const MEMORY_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Headers of one HTTP/1 request.
+pub const HEADERS_MAX: usize = 64;
+
+/// Bytes of one HTTP/1 request's head, and of the connection's read buffer.
+pub const HTTP1_BUFFER_BYTES: usize = 32 * 1024;
+
+/// Bytes of one HTTP/2 request's headers.
+pub const HEADER_BYTES_MAX: u32 = 16 * 1024;
+
+/// What an HTTP/2 client may send on one stream ahead of being read: one message of the default size, and some.
+pub const GRPC_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// What it may send on the whole connection: the memory one connection can claim.
+pub const GRPC_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// What the server holds for a stream whose client does not read.
+pub const HTTP2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// The least time an HTTP/2 client has for answering a ping: gRPC libraries answer from a busy event loop.
+pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a pod that drains looks whether it is empty.
+pub const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Text of one `delta` entry. What gathers while an append is in flight becomes one entry; after an outage, or when a whole
+/// answer is told again, more than one.
+pub const DELTA_MAX_BYTES: usize = 256 * 1024;
+
+/// First pause before an owner or a reader asks a store again that did not answer. Each further one is twice as long.
+pub const STORE_RETRY_MIN: Duration = Duration::from_millis(50);
+
+/// Longest such pause: well below a lease, so that an owner that comes back still has its own.
+pub const STORE_RETRY_MAX: Duration = Duration::from_millis(1_000);
+
+/// How often a lease's end is sent. Unheard, the lease is over by itself a few seconds later.
+pub const END_LEASE_ATTEMPTS: u32 = 3;
+
+/// Live entries a reader sets aside while it reads a page: some round trips' worth of the fastest answer. What is more is
+/// read.
+pub const READER_HELD_ENTRIES: usize = 64;
+
 /// Ranges of the settings. What lies outside is a slip of the pen, or would take the gateway down.
 pub mod settings {
     use std::ops::RangeInclusive;

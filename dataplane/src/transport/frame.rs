@@ -352,9 +352,10 @@ impl<'a> ServerFrame<'a> {
         }
     }
 
-    /// Appends the frame as JSON.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
-        // Writing numbers and text into memory cannot fail.
-        let _ = serde_json::to_writer(out, self);
+    /// The frame as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        // Numbers and text always can be written.
+        serde_json::to_string(self).unwrap_or_default()
     }
 }

@@ -11,10 +11,8 @@ use crate::{
 /// Accepts a turn: owns the idle session and starts it, queues it behind others, or recognises it. Whether the turn is
 /// new and what follows from that is one step: two would let the same turn run twice.
 pub(super) fn begin(slot: &mut Option<SessionState>, request: &Begin, now: StoreTime) -> BeginReply {
-    if let Some(session) = slot {
-        if let Some(reply) = recognised(session, request, now) {
-            return reply;
-        }
+    if let Some(reply) = slot.as_mut().and_then(|session| recognised(session, request, now)) {
+        return reply;
     }
     let next = slot.as_ref().map_or(0, |session| session.root.seq) + 1;
     if request.seq.is_some_and(|seq| seq != next) {

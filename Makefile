@@ -1,0 +1,53 @@
+# Everything a person does with this repository starts here.
+.DEFAULT_GOAL := help
+SHELL := bash
+CARGO ?= cargo
+MANIFEST ?= examples/quickstart.yaml
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: ## Build, and run MANIFEST (default examples/quickstart.yaml) on this machine
+	@echo "Building (some minutes the first time) ..."
+	@$(CARGO) build --release --quiet -p chatgateway-operator -p chatgateway-dataplane
+	@exec target/release/chatgateway-operator standalone -f $(MANIFEST)
+
+.PHONY: test
+test: lint unit page-test peers ## Install what tests need, then run everything
+
+.PHONY: lint
+lint: ## Check formatting and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+
+.PHONY: unit
+unit: ## Run the Rust tests: unit, golden, property, in-process and with real processes
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace
+
+.PHONY: page-test
+page-test: ## Test the chat page in a real headless Chromium
+	tests/page/run.sh
+
+.PHONY: peers
+peers: ## Test with clients nobody here wrote: Autobahn, h2spec, OpenAI SDKs, grpcurl, curl
+	tests/peers/run.sh
+
+.PHONY: bench
+bench: ## Measure speed and memory against baselines in the same run (ARGS="--quick", ARGS="--case NAME")
+	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests
+	target/release/bench $(ARGS)
+
+.PHONY: crds
+crds: ## Write crds/ from the resource's types
+	$(CARGO) run --quiet -p chatgateway-operator -- crds > crds/chatgateways.yaml
+
+.PHONY: goldens
+goldens: ## Rewrite the golden files; look at the difference before you commit it
+	UPDATE_GOLDENS=1 $(CARGO) test --workspace golden
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(CARGO) fmt --all

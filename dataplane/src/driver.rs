@@ -1,0 +1,236 @@
+//! Runs the turns of one ownership: joins the owner's decisions to the store, the model server, the clock and the readers.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use chatgateway_core::{
+    error::ErrorCode,
+    log::{
+        Entry, EntryKind, Owner, OwnerConfig, OwnerEffect, OwnerInput, Ownership, Link, Reply, Request, SnapshotReply,
+        TurnBody, TurnState, Unknown,
+    },
+};
+use tokio::time::Sleep;
+
+use crate::{
+    clock,
+    gateway::{Gateway, RunningTurn},
+    hub::{Channel, Notice, OwnerHandle},
+    store::Call,
+    upstream::{Ask, UpstreamEvent, UpstreamStream},
+};
+
+/// Inputs taken in a row before other tasks get their turn.
+const BURST: usize = 64;
+
+/// The model server's part of a turn.
+enum Model {
+    /// Nothing is asked.
+    Off,
+    /// The history is read first; then this is asked.
+    Recalling { history: Call, body: Arc<TurnBody>, prefix: Option<String> },
+    /// The answer comes.
+    Answering(UpstreamStream),
+}
+
+/// One ownership at work.
+struct Driver {
+    gateway: Arc<Gateway>,
+    channel: Arc<Channel>,
+    handle: Arc<OwnerHandle>,
+    owner: Owner,
+    effects: Vec<OwnerEffect>,
+    call: Option<Call>,
+    model: Model,
+    paused: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// When the running turn began here; taken at its first text.
+    asked_at: Option<Instant>,
+    released: bool,
+    _running: RunningTurn,
+}
+
+/// Starts to run an ownership. As much of it as can be done at once is done before this returns; the rest in a task.
+pub async fn run(gateway: &Arc<Gateway>, channel: &Arc<Channel>, own: Ownership, connection: u64) {
+    let mut driver = Box::pin(Driver::new(gateway, channel, own, connection).run());
+    // A turn that needs nobody to wait for ends here, without a task of its own.
+    let first = std::future::poll_fn(|cx| Poll::Ready(driver.as_mut().poll(cx))).await;
+    if first.is_pending() {
+        tokio::spawn(driver);
+    }
+}
+
+impl Driver {
+    fn new(gateway: &Arc<Gateway>, channel: &Arc<Channel>, own: Ownership, connection: u64) -> Self {
+        let handle = Arc::new(OwnerHandle::default());
+        channel.set_owner(&handle);
+        let upstreams = gateway.upstreams();
+        let config = OwnerConfig {
+            pod: gateway.pod,
+            terms: gateway.terms(),
+            prefill: upstreams.prefill(),
+            turn_deadline: upstreams.turn_deadline(),
+        };
+        let now = clock::now();
+        let current = gateway.store().connection();
+        let link = Link { connection: current, verified: connection == current };
+        let mut effects = Vec::new();
+        let owner = Owner::new(own, config, link, rand::random(), now, &mut effects);
+        Self {
+            gateway: gateway.clone(),
+            channel: channel.clone(),
+            handle,
+            owner,
+            effects,
+            call: None,
+            model: Model::Off,
+            paused: false,
+            timer: None,
+            asked_at: None,
+            released: false,
+            _running: gateway.turn_runs(),
+        }
+    }
+
+    async fn run(mut self) {
+        let mut inputs = 0;
+        loop {
+            self.carry_out();
+            if self.released {
+                break;
+            }
+            let input = std::future::poll_fn(|cx| self.poll_input(cx)).await;
+            self.owner.handle(input, clock::now(), &mut self.effects);
+            inputs += 1;
+            if inputs % BURST == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Does what the owner decided.
+    fn carry_out(&mut self) {
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
+            match effect {
+                OwnerEffect::Call(request) => {
+                    self.call = Some(self.gateway.store().call(&self.channel.key, request));
+                }
+                OwnerEffect::Deliver(entry) => self.deliver(entry),
+                OwnerEffect::Reread => self.channel.reread(),
+                OwnerEffect::Ask { body, prefix, .. } => self.ask(body, prefix),
+                OwnerEffect::StopUpstream => self.model = Model::Off,
+                OwnerEffect::PauseUpstream => self.paused = true,
+                OwnerEffect::ResumeUpstream => self.paused = false,
+                OwnerEffect::Released(_) => self.released = true,
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn deliver(&mut self, entry: Arc<Entry>) {
+        match &entry.kind {
+            EntryKind::Delta { .. } => {
+                if let Some(began) = self.asked_at.take() {
+                    self.gateway.metrics.first_token.observe((clock::now() - began).as_secs_f64());
+                }
+            }
+            kind => {
+                if let Some(end) = kind.end() {
+                    self.gateway.metrics.turn_ended(TurnState::Ended(end).as_str());
+                }
+            }
+        }
+        self.channel.deliver(entry);
+    }
+
+    fn ask(&mut self, body: Arc<TurnBody>, prefix: Option<String>) {
+        self.paused = false;
+        self.asked_at = Some(clock::now());
+        if self.gateway.upstreams().wants_history() {
+            let history = self.gateway.store().call(&self.channel.key, Request::Snapshot);
+            self.model = Model::Recalling { history, body, prefix };
+        } else {
+            self.answer(SnapshotReply::default(), body, prefix);
+        }
+    }
+
+    fn answer(&mut self, snapshot: SnapshotReply, body: Arc<TurnBody>, prefix: Option<String>) {
+        let mut history = snapshot.turns;
+        history.retain(|turn| matches!(turn.state, TurnState::Ended(_)));
+        let ask = Ask { session: self.channel.key.clone(), history, body, prefix };
+        self.model = Model::Answering(self.gateway.upstreams().ask(ask));
+    }
+
+    /// What happens next: the store's word first, then hints, then the model's, then time.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<OwnerInput> {
+        if let Some(call) = &mut self.call
+            && let Poll::Ready(answer) = Pin::new(call).poll(cx)
+        {
+            self.call = None;
+            let result = answer.result.map_err(|_| Unknown);
+            return Poll::Ready(OwnerInput::Reply { result, connection: answer.connection });
+        }
+        if let Poll::Ready(notice) = self.handle.poll_notice(cx) {
+            return Poll::Ready(match notice {
+                Notice::Look => OwnerInput::Cancel,
+                Notice::Drain => OwnerInput::Drain { last_pod: !self.gateway.store().shared() },
+            });
+        }
+        if !self.paused
+            && let Poll::Ready(input) = self.poll_model(cx)
+        {
+            return Poll::Ready(input);
+        }
+        self.poll_timer(cx)
+    }
+
+    fn poll_model(&mut self, cx: &mut Context<'_>) -> Poll<OwnerInput> {
+        if let Model::Recalling { history, .. } = &mut self.model
+            && let Poll::Ready(answer) = Pin::new(history).poll(cx)
+            && let Model::Recalling { body, prefix, .. } = std::mem::replace(&mut self.model, Model::Off)
+        {
+            match answer.result {
+                Ok(Reply::Snapshot(snapshot)) => self.answer(snapshot, body, prefix),
+                _ => self.ask(body, prefix),
+            }
+        }
+        let Model::Answering(stream) = &mut self.model else { return Poll::Pending };
+        stream.poll_next(cx).map(|event| {
+            let event = event.unwrap_or_else(|| UpstreamEvent::Failed {
+                code: ErrorCode::UpstreamUnavailable,
+                message: "the model server's answer ended before it was complete".into(),
+                retry_after_ms: None,
+            });
+            if !matches!(event, UpstreamEvent::Text(_)) {
+                self.model = Model::Off;
+            }
+            match event {
+                UpstreamEvent::Text(text) => OwnerInput::Text(text),
+                UpstreamEvent::End { finish_reason, usage } => OwnerInput::UpstreamEnd { finish_reason, usage },
+                UpstreamEvent::Failed { code, message, .. } => OwnerInput::UpstreamFailed { code, message },
+            }
+        })
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<OwnerInput> {
+        let Some(deadline) = self.owner.timeout() else { return Poll::Pending };
+        let at = tokio::time::Instant::from_std(deadline);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
+        }
+        timer.as_mut().poll(cx).map(|()| OwnerInput::Tick)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.channel.clear_owner(&self.handle);
+    }
+}

@@ -1,0 +1,451 @@
+//! What the transports see: accept a turn, cancel it, read sessions. Everything here is about one pod.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use chatgateway_config::Settings;
+use chatgateway_core::{
+    drain::{DrainPlan, Left},
+    error::{ErrorCode, Refusal},
+    limits::{LEASE_TTL, STORE_CALL_TIMEOUT, STORE_CALL_TRIES},
+    log::{
+        Begin, BeginReply, CancelReply, Claim, ClaimReason, ClaimReply, EntryId, Nonce, PodId, Reply, Request,
+        SessionId, SessionKey, SnapshotReply, Terms, TurnBody, TurnId, TurnState,
+    },
+};
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+use tokio::sync::watch;
+
+use crate::{
+    clock::{self, Clock},
+    driver,
+    hub::{Channel, Hub},
+    leaving::Departure,
+    metrics::Metrics,
+    readers::Readers,
+    reload::ReloadState,
+    store::{Answer, Call, MemoryStore, Store},
+    turn,
+    upstream::Upstreams,
+};
+
+/// On whose behalf a request comes.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The tenant.
+    pub tenant: Arc<str>,
+    /// Who, within the tenant.
+    pub principal: Arc<str>,
+    /// From where.
+    pub address: IpAddr,
+}
+
+impl Caller {
+    /// Everybody is the same principal where no authentication is configured.
+    #[must_use]
+    pub fn anonymous(address: IpAddr) -> Self {
+        Self { tenant: "default".into(), principal: "anonymous".into(), address }
+    }
+
+    /// The store's key of this caller's session.
+    #[must_use]
+    pub fn key(&self, session: &SessionId) -> SessionKey {
+        SessionKey::new(&self.tenant, &self.principal, session)
+    }
+}
+
+/// A turn as a client sends it.
+#[derive(Clone, Debug)]
+pub struct SendTurn {
+    /// The session.
+    pub session: SessionId,
+    /// The turn's id, made by the client.
+    pub turn: TurnId,
+    /// The number the client expects the turn to get.
+    pub seq: Option<u64>,
+    /// What the user says.
+    pub text: Option<String>,
+    /// Or a list of messages, the last of which is the user's.
+    pub messages: Option<Box<RawValue>>,
+    /// The model.
+    pub model: Option<String>,
+    /// Options for the model server, a JSON object.
+    pub options: Option<Box<RawValue>>,
+}
+
+/// What the sender of a turn is told. It belongs to one request and is not an event of the log.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// The session.
+    pub session: SessionId,
+    /// The turn.
+    pub turn: TurnId,
+    /// The turn's number.
+    pub seq: u64,
+    /// Where it stands.
+    pub state: TurnState,
+    /// How many run or wait before it.
+    pub place: Option<u32>,
+    /// Whether the turn was known before.
+    pub duplicate: bool,
+    /// The position just before the turn's entry, if it has one.
+    pub from: Option<EntryId>,
+    /// The id of the turn's last entry, if it has ended.
+    pub ended_at: Option<EntryId>,
+    /// The log's end, where a turn without an entry attaches.
+    pub(crate) end: EntryId,
+}
+
+/// One pod's gateway.
+pub struct Gateway {
+    /// This process.
+    pub pod: PodId,
+    /// What it counts.
+    pub metrics: Metrics,
+    /// Sessions that are read or run here.
+    pub(crate) hub: Arc<Hub>,
+    /// Who is told when the pod goes away.
+    pub departure: Departure,
+    /// How the configuration file compares with what is applied.
+    pub(crate) reload: Mutex<ReloadState>,
+    settings: ArcSwap<Settings>,
+    store: Arc<dyn Store>,
+    upstreams: ArcSwap<Upstreams>,
+    drain: watch::Sender<Option<DrainPlan>>,
+    running: AtomicU64,
+}
+
+impl Gateway {
+    /// A gateway on the given store.
+    ///
+    /// # Errors
+    /// Where an upstream cannot be set up.
+    pub fn new(settings: Settings, store: Arc<dyn Store>) -> anyhow::Result<Arc<Self>> {
+        let upstreams = Upstreams::new(&settings)?;
+        Ok(Arc::new(Self {
+            pod: PodId(rand::random()),
+            metrics: Metrics::new(),
+            hub: Arc::new(Hub::default()),
+            departure: Departure::default(),
+            reload: Mutex::default(),
+            settings: ArcSwap::from_pointee(settings),
+            store,
+            upstreams: ArcSwap::from_pointee(upstreams),
+            drain: watch::Sender::new(None),
+            running: AtomicU64::new(0),
+        }))
+    }
+
+    /// A gateway on an embedded store that is swept as long as it lives. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Where an upstream cannot be set up.
+    pub fn embedded(settings: Settings) -> anyhow::Result<Arc<Self>> {
+        let store = Arc::new(MemoryStore::new(Clock::system()));
+        tokio::spawn(store.clone().keep_swept());
+        Self::new(settings, store)
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    /// The model servers in force.
+    pub fn upstreams(&self) -> Arc<Upstreams> {
+        self.upstreams.load_full()
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Puts new settings in force. Answers that run go on with the old ones.
+    ///
+    /// # Errors
+    /// Where an upstream cannot be set up; then nothing has changed.
+    pub fn apply(&self, settings: Settings) -> anyhow::Result<()> {
+        let upstreams = Upstreams::new(&settings)?;
+        self.upstreams.store(Arc::new(upstreams));
+        self.settings.store(Arc::new(settings));
+        Ok(())
+    }
+
+    /// A connection's view of the sessions it reads.
+    pub fn readers(self: &Arc<Self>, caller: Caller) -> Readers {
+        Readers::new(self.clone(), caller)
+    }
+
+    /// Turns that run in this pod.
+    pub fn running_turns(&self) -> u64 {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// What is left in this pod.
+    pub fn left(&self) -> Left {
+        Left { connections: self.metrics.connections_open(), turns: self.running_turns() }
+    }
+
+    /// Follows the drain: `None` while the pod is to stay.
+    pub fn drain_watch(&self) -> watch::Receiver<Option<DrainPlan>> {
+        self.drain.subscribe()
+    }
+
+    /// Whether the pod is to go away.
+    pub fn draining(&self) -> bool {
+        self.drain.borrow().is_some()
+    }
+
+    /// Starts the drain. Once started it is not changed by another call.
+    pub fn start_drain(&self) -> DrainPlan {
+        let settings = self.settings();
+        let fresh = DrainPlan::new(
+            clock::now(),
+            settings.drain.accept_floor,
+            settings.drain.reconnect_spread,
+            settings.drain.timeout,
+        );
+        let mut plan = fresh;
+        self.drain.send_if_modified(|drain| match drain {
+            Some(running) => {
+                plan = *running;
+                false
+            }
+            None => {
+                *drain = Some(fresh);
+                true
+            }
+        });
+        plan
+    }
+
+    pub(crate) fn terms(&self) -> Terms {
+        let settings = self.settings.load();
+        Terms {
+            ttl_ms: millis(settings.sessions.ttl),
+            lease_ms: millis(LEASE_TTL),
+            keep_turns: settings.sessions.max_turns,
+        }
+    }
+
+    /// Accepts a turn, and runs it here if the session has no owner. Survives the caller's being dropped.
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        channel: &Arc<Channel>,
+        send: SendTurn,
+    ) -> Result<Receipt, Refusal> {
+        if self.drain.borrow().is_some_and(|plan| clock::now() >= plan.floor) {
+            return Err(self.refused(draining()));
+        }
+        let body = turn::body(&send).map_err(|r| self.refused(r))?;
+        let begin = Begin {
+            pod: self.pod,
+            nonce: Nonce(rand::random()),
+            turn: send.turn.clone(),
+            seq: send.seq,
+            body: Arc::new(body),
+            jump: rand::random::<u32>() >> 12,
+            terms: self.terms(),
+        };
+        let request = Request::Begin(begin);
+        let reply = match self.store.call(&channel.key, request.clone()) {
+            Call::Ready(answer) => match answer {
+                Some(answer) => self.begun(channel, answer).await,
+                None => Err(unavailable()),
+            },
+            call @ Call::Pending(_) => {
+                // The reply may make this pod the session's owner: it must be heard, whoever still wants to know.
+                let (gateway, channel) = (self.clone(), channel.clone());
+                let task = tokio::spawn(async move {
+                    let answer = gateway.settled(&channel.key, request, call).await;
+                    gateway.begun(&channel, answer).await
+                });
+                task.await.unwrap_or_else(|_| Err(Refusal::new(ErrorCode::Internal, "the turn could not be accepted")))
+            }
+        };
+        let reply = reply.map_err(|r| self.refused(r))?;
+        self.receipt(send, reply).map_err(|r| self.refused(r))
+    }
+
+    /// Takes a begin's answer; an ownership in it starts to run.
+    async fn begun(self: &Arc<Self>, channel: &Arc<Channel>, answer: Answer) -> Result<BeginReply, Refusal> {
+        let Reply::Begin(reply) = answer.result.map_err(|_| unavailable())? else {
+            return Err(Refusal::new(ErrorCode::Internal, "the session store gave an answer to another question"));
+        };
+        match &reply {
+            BeginReply::Owner { own, .. } => driver::run(self, channel, own.clone(), answer.connection).await,
+            BeginReply::Queued { lease_left_ms: 0, .. } => self.look_after(channel.clone()),
+            _ => {}
+        }
+        Ok(reply)
+    }
+
+    fn receipt(&self, send: SendTurn, reply: BeginReply) -> Result<Receipt, Refusal> {
+        let SendTurn { session, turn, .. } = send;
+        let fresh = |seq, state, place, from, end| Receipt {
+            session: session.clone(),
+            turn: turn.clone(),
+            seq,
+            state,
+            place,
+            duplicate: false,
+            from,
+            ended_at: None,
+            end,
+        };
+        match reply {
+            BeginReply::Owner { own, from } => {
+                self.metrics.turns_accepted.inc();
+                Ok(fresh(own.seq, TurnState::Running, None, Some(from), own.end))
+            }
+            BeginReply::Queued { seq, place, end, .. } => {
+                self.metrics.turns_accepted.inc();
+                Ok(fresh(seq, TurnState::Queued, Some(place), None, end))
+            }
+            BeginReply::Known(known) => Ok(Receipt {
+                place: (known.state == TurnState::Queued).then_some(known.place),
+                duplicate: true,
+                from: known.from,
+                ended_at: known.ended_at,
+                ..fresh(known.seq, known.state, None, None, known.end)
+            }),
+            other => Err(turn::refusal(&other, &turn)),
+        }
+    }
+
+    /// Marks a turn as cancelled; its owner stops the model server.
+    ///
+    /// # Errors
+    /// `not_found` for an unknown turn, `store_unavailable`.
+    pub async fn cancel(&self, caller: &Caller, session: &SessionId, turn: &TurnId) -> Result<TurnState, Refusal> {
+        let key = caller.key(session);
+        match self.ask(&key, Request::Cancel { turn: turn.clone() }).await? {
+            Reply::Cancel(CancelReply::Marked { state, .. }) => {
+                if let Some(owner) = self.hub.existing(&key).and_then(|channel| channel.owner()) {
+                    owner.look();
+                }
+                Ok(state)
+            }
+            Reply::Cancel(CancelReply::Ended(end)) => Ok(TurnState::Ended(end)),
+            _ => Err(self.refused(Refusal::new(
+                ErrorCode::NotFound,
+                format!("session {session} has no turn {turn}; it may have expired"),
+            ))),
+        }
+    }
+
+    /// A session's history, and the position from which its log tells the rest.
+    ///
+    /// # Errors
+    /// `not_found`, `store_unavailable`.
+    pub async fn snapshot(&self, caller: &Caller, session: &SessionId) -> Result<SnapshotReply, Refusal> {
+        match self.ask(&caller.key(session), Request::Snapshot).await? {
+            Reply::Snapshot(snapshot) if snapshot.exists => Ok(snapshot),
+            _ => Err(self.refused(Refusal::new(
+                ErrorCode::NotFound,
+                format!("there is no session {session}; sessions expire some time after their last turn"),
+            ))),
+        }
+    }
+
+    /// Removes a session: its turns are cancelled, its readers told.
+    ///
+    /// # Errors
+    /// `store_unavailable`.
+    pub async fn delete(&self, caller: &Caller, session: &SessionId) -> Result<(), Refusal> {
+        let key = caller.key(session);
+        self.ask(&key, Request::Delete).await?;
+        if let Some(channel) = self.hub.existing(&key) {
+            channel.deleted();
+            if let Some(owner) = channel.owner() {
+                owner.look();
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a session over if its lease is over, and goes on with it.
+    pub(crate) fn look_after(self: &Arc<Self>, channel: Arc<Channel>) {
+        if self.draining() {
+            return;
+        }
+        let gateway = self.clone();
+        tokio::spawn(async move {
+            let claim = Claim {
+                pod: gateway.pod,
+                nonce: Nonce(rand::random()),
+                why: ClaimReason::Expired,
+                jump: rand::random::<u32>() >> 12,
+                terms: gateway.terms(),
+            };
+            let request = Request::Claim(claim);
+            let call = gateway.store.call(&channel.key, request.clone());
+            let answer = gateway.settled(&channel.key, request, call).await;
+            if let Ok(Reply::Claim(ClaimReply::Owner(own))) = answer.result {
+                gateway.metrics.takeovers.inc();
+                driver::run(&gateway, &channel, own, answer.connection).await;
+            }
+        });
+    }
+
+    /// A call that only looks, or that may be repeated: an unknown outcome is settled by asking again.
+    pub(crate) async fn ask(&self, key: &SessionKey, request: Request) -> Result<Reply, Refusal> {
+        let call = self.store.call(key, request.clone());
+        self.settled(key, request, call).await.result.map_err(|_| self.refused(unavailable()))
+    }
+
+    /// The answer of a call; while its outcome is unknown the very same request is sent again.
+    async fn settled(&self, key: &SessionKey, request: Request, mut call: Call) -> Answer {
+        for _ in 1..STORE_CALL_TRIES {
+            match tokio::time::timeout(STORE_CALL_TIMEOUT, call).await {
+                Ok(answer) if answer.result.is_ok() => return answer,
+                _ => call = self.store.call(key, request.clone()),
+            }
+        }
+        let timeout = crate::store::StoreError::Timeout(millis(STORE_CALL_TIMEOUT));
+        tokio::time::timeout(STORE_CALL_TIMEOUT, call)
+            .await
+            .unwrap_or(Answer { result: Err(timeout), connection: self.store.connection() })
+    }
+
+    /// Counts a refusal on its way out.
+    pub(crate) fn refused(&self, refusal: Refusal) -> Refusal {
+        self.metrics.refused(refusal.code);
+        refusal
+    }
+
+    /// Counts a turn that runs here, until the guard is dropped.
+    pub(crate) fn turn_runs(self: &Arc<Self>) -> RunningTurn {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        RunningTurn(self.clone())
+    }
+}
+
+/// A turn that runs in this pod.
+pub(crate) struct RunningTurn(Arc<Gateway>);
+
+impl Drop for RunningTurn {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn unavailable() -> Refusal {
+    Refusal::new(ErrorCode::StoreUnavailable, "the session store does not answer; try again soon").retry_after_ms(1_000)
+}
+
+fn draining() -> Refusal {
+    Refusal::new(ErrorCode::Draining, "this pod is going away; connect anew to reach another one").retry_after_ms(1_000)
+}

@@ -1,0 +1,318 @@
+//! Who in this pod reads and who runs a session: committed entries go from its owner to its readers here.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use chatgateway_core::{
+    limits::{MAILBOX_MAX_BYTES, MAILBOX_MAX_ENTRIES, SHARDS},
+    log::{Entry, SessionKey},
+};
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+
+use crate::shard::shard_of;
+
+/// What waits for a connection.
+#[derive(Debug)]
+pub enum Mail {
+    /// A committed entry.
+    Entry(Arc<Entry>),
+    /// Entries did not fit: the reader has to read the log.
+    Overflow,
+    /// The session was deleted.
+    Deleted,
+}
+
+#[derive(Default)]
+struct MailboxInner {
+    /// With the slot of the connection's reader each is for.
+    queue: VecDeque<(u32, Mail)>,
+    bytes: usize,
+    /// Slots that got an `Overflow` and have not yet been emptied.
+    behind: Vec<u32>,
+}
+
+impl MailboxInner {
+    /// The slot's reader has to read the log; what waits for it is in there.
+    fn send_to_log(&mut self, slot: u32) {
+        if !self.behind.contains(&slot) {
+            self.drop_entries(slot);
+            self.behind.push(slot);
+            self.queue.push_back((slot, Mail::Overflow));
+        }
+    }
+
+    /// Throws away the entries that wait for a slot.
+    fn drop_entries(&mut self, slot: u32) {
+        let mut freed = 0;
+        self.queue.retain(|(s, mail)| match mail {
+            Mail::Entry(entry) if *s == slot => {
+                freed += entry.payload_bytes();
+                false
+            }
+            _ => true,
+        });
+        self.bytes -= freed;
+    }
+}
+
+/// A connection's queue of entries, of all sessions it reads. Bounded: what does not fit is read from the log instead.
+#[derive(Default)]
+pub struct Mailbox {
+    inner: Mutex<MailboxInner>,
+    waker: AtomicWaker,
+}
+
+impl Mailbox {
+    /// Puts an entry in. Returns `false` where the reader was sent to the log instead.
+    fn push(&self, slot: u32, entry: &Arc<Entry>) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.behind.contains(&slot) {
+            return false;
+        }
+        let bytes = entry.payload_bytes();
+        let fits = inner.queue.len() < MAILBOX_MAX_ENTRIES
+            && (inner.queue.is_empty() || inner.bytes + bytes <= MAILBOX_MAX_BYTES);
+        if fits {
+            inner.bytes += bytes;
+            inner.queue.push_back((slot, Mail::Entry(entry.clone())));
+        } else {
+            inner.send_to_log(slot);
+        }
+        drop(inner);
+        self.waker.wake();
+        fits
+    }
+
+    fn reread(&self, slot: u32) {
+        self.inner.lock().send_to_log(slot);
+        self.waker.wake();
+    }
+
+    fn deleted(&self, slot: u32) {
+        self.inner.lock().queue.push_back((slot, Mail::Deleted));
+        self.waker.wake();
+    }
+
+    /// Throws away what waits for a slot that is given up, so that its next holder does not get it.
+    pub fn forget(&self, slot: u32) {
+        let mut inner = self.inner.lock();
+        inner.drop_entries(slot);
+        inner.queue.retain(|(s, _)| *s != slot);
+        inner.behind.retain(|s| *s != slot);
+    }
+
+    /// The next piece of mail; the caller is woken when there is some.
+    pub fn poll_pop(&self, cx: &mut Context<'_>) -> Poll<(u32, Mail)> {
+        if let Some(mail) = self.pop() {
+            return Poll::Ready(mail);
+        }
+        self.waker.register(cx.waker());
+        self.pop().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// The next piece of mail, if there is some.
+    pub fn pop(&self) -> Option<(u32, Mail)> {
+        let mut inner = self.inner.lock();
+        let (slot, mail) = inner.queue.pop_front()?;
+        match &mail {
+            Mail::Entry(entry) => inner.bytes -= entry.payload_bytes(),
+            Mail::Overflow => inner.behind.retain(|s| *s != slot),
+            Mail::Deleted => {}
+        }
+        if inner.queue.is_empty() && inner.queue.capacity() > 32 {
+            inner.queue = VecDeque::new();
+        }
+        Some((slot, mail))
+    }
+}
+
+/// A hand on the task that runs a session's turns.
+#[derive(Default)]
+pub struct OwnerHandle {
+    look: AtomicBool,
+    drain: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// What the owner is told.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Something happened to the session in the store: a cancel, a delete.
+    Look,
+    /// The pod goes away.
+    Drain,
+}
+
+impl OwnerHandle {
+    /// Tells the owner to look at the store.
+    pub fn look(&self) {
+        self.look.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Tells the owner that the pod goes away.
+    pub fn drain(&self) {
+        self.drain.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// The next notice; the caller is woken when there is one.
+    pub fn poll_notice(&self, cx: &mut Context<'_>) -> Poll<Notice> {
+        self.waker.register(cx.waker());
+        if self.look.swap(false, Ordering::AcqRel) {
+            Poll::Ready(Notice::Look)
+        } else if self.drain.swap(false, Ordering::AcqRel) {
+            Poll::Ready(Notice::Drain)
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+struct Subscriber {
+    mailbox: Arc<Mailbox>,
+    slot: u32,
+}
+
+#[derive(Default)]
+struct ChannelInner {
+    readers: Vec<Subscriber>,
+    owner: Option<Arc<OwnerHandle>>,
+}
+
+/// One session in this pod.
+pub struct Channel {
+    /// Whose.
+    pub key: SessionKey,
+    inner: Mutex<ChannelInner>,
+    hub: Weak<Hub>,
+}
+
+impl Channel {
+    /// Adds a reader: from now on committed entries reach its mailbox.
+    pub fn subscribe(&self, mailbox: &Arc<Mailbox>, slot: u32) {
+        self.inner.lock().readers.push(Subscriber { mailbox: mailbox.clone(), slot });
+    }
+
+    /// Removes a reader.
+    pub fn unsubscribe(&self, mailbox: &Arc<Mailbox>, slot: u32) {
+        self.inner.lock().readers.retain(|s| s.slot != slot || !Arc::ptr_eq(&s.mailbox, mailbox));
+    }
+
+    /// Hands a committed entry to every reader. Nothing else may be handed over.
+    pub fn deliver(&self, entry: Arc<Entry>) {
+        let mut overflows = 0;
+        for reader in &self.inner.lock().readers {
+            if !reader.mailbox.push(reader.slot, &entry) {
+                overflows += 1;
+            }
+        }
+        if overflows > 0
+            && let Some(hub) = self.hub.upgrade()
+        {
+            hub.overflows.fetch_add(overflows, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends every reader to the log.
+    pub fn reread(&self) {
+        for reader in &self.inner.lock().readers {
+            reader.mailbox.reread(reader.slot);
+        }
+    }
+
+    /// Tells every reader that the session is gone.
+    pub fn deleted(&self) {
+        for reader in &self.inner.lock().readers {
+            reader.mailbox.deleted(reader.slot);
+        }
+    }
+
+    /// Sets the session's owner in this pod.
+    pub fn set_owner(&self, owner: &Arc<OwnerHandle>) {
+        self.inner.lock().owner = Some(owner.clone());
+    }
+
+    /// Forgets the owner, if it still is this one.
+    pub fn clear_owner(&self, owner: &Arc<OwnerHandle>) {
+        let mut inner = self.inner.lock();
+        if inner.owner.as_ref().is_some_and(|o| Arc::ptr_eq(o, owner)) {
+            inner.owner = None;
+        }
+    }
+
+    /// The owner in this pod.
+    #[must_use]
+    pub fn owner(&self) -> Option<Arc<OwnerHandle>> {
+        self.inner.lock().owner.clone()
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.forget(&self.key);
+        }
+    }
+}
+
+type Shard = Mutex<HashMap<SessionKey, Weak<Channel>>>;
+
+/// The sessions that are read or run in this pod.
+pub struct Hub {
+    shards: Box<[Shard]>,
+    overflows: AtomicU64,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Shard::default()).collect(), overflows: AtomicU64::new(0) }
+    }
+}
+
+impl Hub {
+    /// The channel of a session. It lives as long as somebody holds it.
+    pub fn channel(self: &Arc<Self>, key: &SessionKey) -> Arc<Channel> {
+        let mut shard = self.shards[shard_of(key, SHARDS)].lock();
+        if let Some(channel) = shard.get(key).and_then(Weak::upgrade) {
+            return channel;
+        }
+        let channel =
+            Arc::new(Channel { key: key.clone(), inner: Mutex::default(), hub: Arc::downgrade(self) });
+        shard.insert(key.clone(), Arc::downgrade(&channel));
+        channel
+    }
+
+    /// The channel of a session, if somebody reads or runs it here.
+    pub fn existing(&self, key: &SessionKey) -> Option<Arc<Channel>> {
+        self.shards[shard_of(key, SHARDS)].lock().get(key).and_then(Weak::upgrade)
+    }
+
+    /// Every owner in this pod.
+    pub fn owners(&self) -> Vec<Arc<OwnerHandle>> {
+        // Channels are dropped outside the lock: their drop takes it.
+        let channels: Vec<_> =
+            self.shards.iter().flat_map(|s| s.lock().values().filter_map(Weak::upgrade).collect::<Vec<_>>()).collect();
+        channels.iter().filter_map(|c| c.owner()).collect()
+    }
+
+    /// How often a connection was too slow for its mailbox.
+    pub fn overflows(&self) -> u64 {
+        self.overflows.load(Ordering::Relaxed)
+    }
+
+    fn forget(&self, key: &SessionKey) {
+        let mut shard = self.shards[shard_of(key, SHARDS)].lock();
+        // Somebody may have made a new one meanwhile.
+        if shard.get(key).is_some_and(|channel| channel.strong_count() == 0) {
+            shard.remove(key);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What a pod counts. No label comes from what a client sends.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use chatgateway_core::error::{CloseCode, ErrorCode};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// How clients are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Transport {
+    /// An HTTP connection, whatever runs over it.
+    Http,
+    /// A WebSocket.
+    WebSocket,
+    /// A gRPC connection.
+    Grpc,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransportLabel {
+    transport: Transport,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CloseLabel {
+    code: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndLabel {
+    end: &'static str,
+}
+
+/// A pod's counters.
+pub struct Metrics {
+    registry: Registry,
+    connections: Family<TransportLabel, Gauge>,
+    open: Arc<AtomicU64>,
+    /// Turns taken in, running or queued.
+    pub turns_accepted: Counter,
+    turns_ended: Family<EndLabel, Counter>,
+    refusals: Family<CodeLabel, Counter>,
+    closes: Family<CloseLabel, Counter>,
+    limits: Family<LimitLabel, Counter>,
+    /// Sessions taken over from an owner that fell silent.
+    pub takeovers: Counter,
+    /// From the start of a turn to its first committed text.
+    pub first_token: Histogram,
+}
+
+impl Metrics {
+    /// Counters at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("chatgateway");
+        let connections = Family::<TransportLabel, Gauge>::default();
+        let turns_accepted = Counter::default();
+        let turns_ended = Family::<EndLabel, Counter>::default();
+        let refusals = Family::<CodeLabel, Counter>::default();
+        let closes = Family::<CloseLabel, Counter>::default();
+        let limits = Family::<LimitLabel, Counter>::default();
+        let takeovers = Counter::default();
+        let first_token = Histogram::new([0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
+        registry.register("connections", "Open client connections", connections.clone());
+        registry.register("turns_accepted", "Turns taken in", turns_accepted.clone());
+        registry.register("turns_ended", "Turns that ended here, by how", turns_ended.clone());
+        registry.register("refusals", "Requests refused, by code", refusals.clone());
+        registry.register("websocket_closes", "WebSockets closed by the server, by code", closes.clone());
+        registry.register("limit_hits", "How often a bound was hit", limits.clone());
+        registry.register("takeovers", "Sessions taken over from a silent owner", takeovers.clone());
+        registry.register_with_unit(
+            "first_token",
+            "From the start of a turn to its first committed text",
+            Unit::Seconds,
+            first_token.clone(),
+        );
+        Self {
+            registry,
+            connections,
+            open: Arc::new(AtomicU64::new(0)),
+            turns_accepted,
+            turns_ended,
+            refusals,
+            closes,
+            limits,
+            takeovers,
+            first_token,
+        }
+    }
+
+    /// Counts a connection until the guard is dropped.
+    pub fn connection(&self, transport: Transport) -> OpenConnection {
+        let gauge = self.connections.get_or_create(&TransportLabel { transport }).clone();
+        gauge.inc();
+        self.open.fetch_add(1, Ordering::Relaxed);
+        OpenConnection { gauge, open: self.open.clone() }
+    }
+
+    /// Connections that are open.
+    pub fn connections_open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Counts a refusal.
+    pub fn refused(&self, code: ErrorCode) {
+        self.refusals.get_or_create(&CodeLabel { code: code.as_str() }).inc();
+    }
+
+    /// Counts a WebSocket that the server closes.
+    pub fn closed(&self, code: CloseCode) {
+        self.closes.get_or_create(&CloseLabel { code: code.number().into() }).inc();
+    }
+
+    /// Counts a bound that was hit.
+    pub fn limit_hit(&self, limit: &'static str) {
+        self.limits.get_or_create(&LimitLabel { limit }).inc();
+    }
+
+    /// Counts a turn's end.
+    pub fn turn_ended(&self, end: &'static str) {
+        self.turns_ended.get_or_create(&EndLabel { end }).inc();
+    }
+
+    /// Everything, in the OpenMetrics text format.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing into memory cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A connection that is counted as open.
+pub struct OpenConnection {
+    gauge: Gauge,
+    open: Arc<AtomicU64>,
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.gauge.dec();
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}

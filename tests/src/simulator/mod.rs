@@ -1,0 +1,19 @@
+//! A model server that does what it is told: OpenAI's chat completions and completions, the `Simple` protocol, at any pace,
+//! with any fault, and with a record of what it was asked.
+//!
+//! A call can change the [`Behaviour`] it meets: by the header `x-sim`, by a field `sim` of its body, by a model named
+//! `sim:{…}`, or by a text that begins with `sim:{…}`, each with a JSON object of the behaviour's fields. Besides the
+//! protocols' own paths there are `GET /sim/calls`, `POST /sim/reset`, `POST /sim/behaviour` (changes the default) and
+//! `POST /sim/next` (an array: changes for the next calls, one each).
+
+mod answer;
+mod behaviour;
+mod record;
+mod request;
+mod server;
+pub mod stamps;
+mod workers;
+
+pub use behaviour::{Behaviour, Fault};
+pub use record::{CALLS_REMEMBERED, CallRecord, Calls, Outcome};
+pub use server::{Settings, Simulator};
