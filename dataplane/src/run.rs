@@ -80,11 +80,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => (Settings::default(), String::new()),
     };
     init_logs(&settings)?;
-    let mut builder = if settings.workers == 1 {
+    let mut builder = if settings.worker_threads() == 1 {
         tokio::runtime::Builder::new_current_thread()
     } else {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.worker_threads(settings.workers);
+        builder.worker_threads(settings.worker_threads());
         builder
     };
     let runtime = builder.enable_all().build().context("cannot start the runtime")?;
@@ -161,7 +161,7 @@ async fn drain_on_signal(gateway: Arc<Gateway>) {
 
 fn init_logs(settings: &Settings) -> anyhow::Result<()> {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(&settings.log.level).context("log.level")?;
+    let filter = EnvFilter::try_new(settings.log.level.as_str()).context("log.level")?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let set = match settings.log.format {
         chatgateway_config::LogFormat::Json => builder.json().try_init(),
