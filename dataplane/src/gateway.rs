@@ -16,7 +16,7 @@ use chatgateway_core::{
     limits::{LEASE_TTL, STORE_CALL_TIMEOUT, STORE_CALL_TRIES},
     log::{
         Begin, BeginReply, CancelReply, Claim, ClaimReason, ClaimReply, EntryId, Nonce, PodId, Reply, Request,
-        SessionId, SessionKey, SnapshotReply, Terms, TurnBody, TurnId, TurnState,
+        SessionId, SessionKey, SnapshotReply, Terms, TurnId, TurnState,
     },
 };
 use parking_lot::Mutex;
