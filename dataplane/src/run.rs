@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
-use chatgateway_config::{LogFormat, LogLevel, Settings};
+use chatgateway_config::Settings;
 use chatgateway_core::{drain::Phase, limits::DRAIN_LOOK_INTERVAL};
 use tokio::{
     net::TcpListener,
@@ -80,14 +80,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => (Settings::default(), String::new()),
     };
     init_logs(&settings)?;
-    let mut builder = match settings.workers {
-        Some(1) => tokio::runtime::Builder::new_current_thread(),
-        Some(workers) => {
-            let mut builder = tokio::runtime::Builder::new_multi_thread();
-            builder.worker_threads(workers);
-            builder
-        }
-        None => tokio::runtime::Builder::new_multi_thread(),
+    let mut builder = if settings.worker_threads() == 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(settings.worker_threads());
+        builder
     };
     let runtime = builder.enable_all().build().context("cannot start the runtime")?;
     let done = runtime.block_on(async move {
@@ -162,18 +160,12 @@ async fn drain_on_signal(gateway: Arc<Gateway>) {
 }
 
 fn init_logs(settings: &Settings) -> anyhow::Result<()> {
-    use tracing::level_filters::LevelFilter;
-    let level = match settings.log.level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(settings.log.level.as_str()).context("log.level")?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let set = match settings.log.format {
-        LogFormat::Json => builder.json().try_init(),
-        LogFormat::Text => builder.try_init(),
+        chatgateway_config::LogFormat::Json => builder.json().try_init(),
+        chatgateway_config::LogFormat::Text => builder.try_init(),
     };
     set.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))
 }

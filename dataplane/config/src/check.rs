@@ -90,10 +90,10 @@ impl Checker {
     }
 }
 
-/// A duration of one or several numbers with units, `ms`, `s`, `m`, `h` or `d`.
+/// A duration of one or several numbers with units, `ms`, `s`, `m` or `h`.
 pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     let known = text.split(|c: char| c.is_ascii_digit()).filter(|unit| !unit.is_empty());
-    let plain = !text.is_empty() && known.into_iter().all(|unit| matches!(unit, "ms" | "s" | "m" | "h" | "d"));
+    let plain = !text.is_empty() && known.into_iter().all(|unit| matches!(unit, "ms" | "s" | "m" | "h"));
     if plain { humantime::parse_duration(text).ok() } else { None }
 }
 
@@ -101,7 +101,7 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
 pub(crate) fn show(duration: Duration) -> String {
     let mut rest_ms = duration.as_millis();
     let mut text = String::new();
-    for (unit, unit_ms) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+    for (unit, unit_ms) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
         let count = rest_ms / unit_ms;
         if count > 0 {
             text.push_str(&format!("{count}{unit}"));
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(parse_duration("50ms"), Some(Duration::from_millis(50)));
         assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5_400)));
         assert_eq!(parse_duration("0s"), Some(Duration::ZERO));
-        for wrong in ["", "5", "s", "5 s", "-5s", "1.5s", "5M", "5y", "5sec", "99999999999999999999s"] {
+        for wrong in ["", "5", "s", "5 s", "-5s", "1.5s", "5M", "5d", "5sec", "99999999999999999999s"] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
         }
     }
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn durations_are_shown_as_they_are_written() {
         assert_eq!(show(Duration::from_secs(5_400)), "1h30m");
-        assert_eq!(show(Duration::from_millis(86_400_050)), "1d50ms");
+        assert_eq!(show(Duration::from_millis(86_400_050)), "24h50ms");
         assert_eq!(show(Duration::ZERO), "0s");
     }
 

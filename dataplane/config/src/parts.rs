@@ -24,13 +24,27 @@ macro_rules! choice {
     )*};
 }
 
-/// A duration with its unit: `50ms`, `5s`, `15m`, `1h30m`.
+/// A duration with its unit: `50ms`, `5s`, `15m`, `1h30m`. What Go and CEL read too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct DurationText(
-    #[cfg_attr(feature = "schema", schemars(length(max = 32), regex(pattern = r"^([0-9]+(ms|s|m|h|d))+$")))] pub String,
+    #[cfg_attr(feature = "schema", schemars(length(max = 32), regex(pattern = r"^([0-9]+(ms|s|m|h))+$")))] pub String,
 );
+
+impl LogLevel {
+    /// Its name, as it is written and as log filters know it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
 
 impl From<&str> for DurationText {
     fn from(text: &str) -> Self {

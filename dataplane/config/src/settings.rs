@@ -216,6 +216,12 @@ impl Settings {
         resolve::resolve(file)
     }
 
+    /// Worker threads to start: those that are set, or one per core.
+    #[must_use]
+    pub fn worker_threads(&self) -> usize {
+        self.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
     /// The settings with the hash of what they are.
     #[must_use]
     pub(crate) fn hashed(mut self) -> Self {

@@ -109,7 +109,7 @@ fn all_violations_are_told_at_once() {
         "line 4, column 65: upstreams[1].demo: does not fit `type: Simple`",
         "line 5, column 3: upstreams[2].type: is missing; it is OpenAI, Simple or Demo",
         "line 5, column 4: upstreams[2].name: `b` is the name of another upstream",
-        "line 6, column 12: sessions.ttl: 15s is out of range; it must be 16s to 30d",
+        "line 6, column 12: sessions.ttl: 15s is out of range; it must be 16s to 720h",
         "line 7, column 48: drain.timeout: 14s is too short",
         "line 8, column 13: keepalive.pingInterval: `5` is no duration; write a number with its unit",
     ];
