@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{leaving::deadline, problem::Problem, sse};
 use crate::{
-    gateway::{Gateway, Receipt},
+    gateway::{Caller, Gateway, Receipt},
     readers::{ReaderEvent, Readers},
 };
 
@@ -51,8 +51,9 @@ pub async fn wait(
     receipt: &Receipt,
     patience: Duration,
 ) -> Result<Waited, Problem> {
+    let caller = readers.caller().clone();
     if ended_without_entries(receipt) {
-        return stored(gateway, readers, receipt).await.map(Waited::Answer);
+        return stored(gateway, &caller, receipt).await.map(Waited::Answer);
     }
     let mut drain = gateway.drain_watch();
     let collecting = timeout_at(Instant::now() + patience, collect(gateway, readers, receipt));
@@ -84,6 +85,7 @@ pub fn still_waiting() -> Problem {
 }
 
 async fn collect(gateway: &Gateway, readers: &mut Readers, receipt: &Receipt) -> Result<Answer, Problem> {
+    let caller = readers.caller().clone();
     let mut text = String::new();
     let mut reattached = 0;
     loop {
@@ -111,12 +113,12 @@ async fn collect(gateway: &Gateway, readers: &mut Readers, receipt: &Receipt) ->
                 // Entries were trimmed, or lost by the store: the snapshot tells where the turn stands.
                 reattached += 1;
                 if matches!(receipt.state, TurnState::Ended(_)) || reattached > REATTACH_MAX {
-                    return stored(gateway, readers, receipt).await;
+                    return stored(gateway, &caller, receipt).await;
                 }
-                let snapshot = gateway.snapshot(readers.caller(), &receipt.session).await?;
+                let snapshot = gateway.snapshot(&caller, &receipt.session).await?;
                 let ended = |state| matches!(state, TurnState::Ended(_));
                 if snapshot.turns.iter().any(|t| t.turn == receipt.turn && ended(t.state)) {
-                    return stored(gateway, readers, receipt).await;
+                    return stored(gateway, &caller, receipt).await;
                 }
                 text.clear();
                 readers.resume(receipt.session.clone(), snapshot.position)?;
@@ -126,8 +128,8 @@ async fn collect(gateway: &Gateway, readers: &mut Readers, receipt: &Receipt) ->
 }
 
 /// The answer as the history has it.
-async fn stored(gateway: &Gateway, readers: &Readers, receipt: &Receipt) -> Result<Answer, Problem> {
-    let snapshot = gateway.snapshot(readers.caller(), &receipt.session).await?;
+async fn stored(gateway: &Gateway, caller: &Caller, receipt: &Receipt) -> Result<Answer, Problem> {
+    let snapshot = gateway.snapshot(caller, &receipt.session).await?;
     let position = snapshot.position;
     let turn = snapshot.turns.into_iter().find(|t| t.turn == receipt.turn);
     let Some((turn, end)) = turn.and_then(|t| match t.state {

@@ -125,7 +125,7 @@ async fn poll(
                 if !events.is_empty() {
                     events.push(b',');
                 }
-                ServerFrame::entry(&session, &entry).write_json(&mut events);
+                events.extend_from_slice(ServerFrame::entry(&session, &entry).to_json().as_bytes());
                 position = entry.id;
             }
             ReaderEvent::Resumed { recovered: true, .. } => {}

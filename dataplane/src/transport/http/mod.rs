@@ -25,11 +25,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
-use chatgateway_core::error::ErrorCode;
+use chatgateway_core::error::{ErrorCode, Refusal};
 use http::StatusCode;
 
 use self::problem::Problem;
 use crate::gateway::Gateway;
+
+/// A refusal as an HTTP answer, for what is refused outside of these routes.
+#[must_use]
+pub fn problem(refusal: &Refusal) -> impl IntoResponse + use<> {
+    Problem::from(refusal.clone())
+}
 
 /// Every HTTP route but `/ws` and the chat page.
 pub fn router(gateway: Arc<Gateway>) -> Router {

@@ -69,6 +69,12 @@ impl Problem {
         self
     }
 
+    /// The same, not final: whoever tries again does not mean that very turn.
+    pub fn not_last_word(mut self) -> Self {
+        self.last_word = false;
+        self
+    }
+
     fn http_status(&self) -> StatusCode {
         self.status.unwrap_or_else(|| {
             StatusCode::from_u16(self.refusal.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)

@@ -180,7 +180,7 @@ fn write_event(out: &mut Vec<u8>, frame: &ServerFrame<'_>, id: Option<EntryId>) 
     }
     out.extend_from_slice(b"\ndata: ");
     let start = out.len();
-    frame.write_json(out);
+    out.extend_from_slice(frame.to_json().as_bytes());
     escape_line_ends(out, start);
     out.extend_from_slice(b"\n\n");
 }

@@ -158,11 +158,11 @@ async fn stateless(
     asked.one_choice("this gateway's upstream gives one answer a request")?;
     let wire = Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked)?, asked.include_usage());
     let upstreams = gateway.upstreams();
+    let session = key_of_stateless(&caller(parts))?;
     let calls: Vec<Source> = bodies(kind, asked, body)?
         .into_iter()
         .map(|body| {
-            let session = key_of_stateless(&caller(parts));
-            let ask = Ask { session, history: Vec::new(), body: Arc::new(body), prefix: None };
+            let ask = Ask { session: session.clone(), history: Vec::new(), body: Arc::new(body), prefix: None };
             Source::Call(Box::new(upstreams.ask(ask)))
         })
         .collect();
@@ -186,9 +186,8 @@ fn stays(gateway: &Gateway) -> Result<(), Refusal> {
 }
 
 /// Stateless calls from one address share their place among the sessions that wait for a model server.
-fn key_of_stateless(caller: &Caller) -> SessionKey {
-    let address = SessionId::parse(&format!("stateless {}", caller.address));
-    address.map_or_else(|_| SessionKey::default(), |id| caller.key(&id))
+fn key_of_stateless(caller: &Caller) -> Result<SessionKey, Problem> {
+    Ok(caller.key(&SessionId::parse(&format!("stateless {}", caller.address))?))
 }
 
 #[derive(Serialize)]
