@@ -161,7 +161,7 @@ pub fn position(text: &str) -> Result<EntryId, Refusal> {
 }
 
 /// Ids go out as text.
-fn as_text<T: std::fmt::Display, S: serde::Serializer>(id: &T, s: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_text<T: std::fmt::Display, S: serde::Serializer>(id: &T, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(id)
 }
 
