@@ -169,7 +169,8 @@ mod tests {
 
     #[test]
     fn frames_read_as_the_server_writes_them() {
-        let heard: Heard = serde_json::from_str(r#"{"type":"delta","session":"s","turn":"t","id":"7-2","text":"a"}"#).unwrap();
+        let heard: Heard =
+            serde_json::from_str(r#"{"type":"delta","session":"s","turn":"t","id":"7-2","text":"a"}"#).unwrap();
         assert!(matches!(heard, Heard::Delta { id, .. } if id == EntryId::new(7, 2)));
         let failed = r#"{"type":"error","code":"internal","message":"m","retryable":false,"turn":"t","id":"7-3"}"#;
         assert!(matches!(serde_json::from_str(failed).unwrap(), Heard::Error(Problem { id: Some(_), .. })));

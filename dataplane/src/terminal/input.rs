@@ -57,7 +57,10 @@ impl Input {
         })
     }
 
-    fn start(printer: Option<Printer>, mut read: impl FnMut() -> Option<String> + Send + 'static) -> anyhow::Result<Self> {
+    fn start(
+        printer: Option<Printer>,
+        mut read: impl FnMut() -> Option<String> + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let (ask, asked) = mpsc::sync_channel(1);
         let (found, lines) = async_mpsc::channel(1);
         thread::Builder::new().name("input".to_owned()).spawn(move || {
@@ -77,12 +80,6 @@ impl Input {
             // Where the thread has ended, `next` tells.
             let _ = self.ask.try_send(());
         }
-    }
-
-    /// Whether a line is asked for and has not come.
-    #[must_use]
-    pub fn asking(&self) -> bool {
-        self.asked
     }
 
     /// The line that was asked for; none at the end of the input. Pends while none is asked for. Cancel-safe.

@@ -9,10 +9,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use chatgateway_core::log::SessionId;
 use http::Uri;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, sleep_until},
+};
 use uuid::Uuid;
 
 use self::{
@@ -57,7 +60,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         interactive,
         patience_ms: (!interactive).then(|| millis(args.patience)),
     };
-    Chat::new(address, settings, input).run().await
+    Chat::new(address, settings, input)?.run().await
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -78,20 +81,31 @@ struct Chat {
     input: Input,
     line: Line,
     retry_at: Option<Instant>,
+    interrupts: Signal,
     began: Instant,
     mid_line: bool,
 }
 
 impl Chat {
-    fn new(address: Uri, settings: Settings, input: Input) -> Self {
+    fn new(address: Uri, settings: Settings, input: Input) -> anyhow::Result<Self> {
         let began = Instant::now();
         let machine = Machine::new(settings, 0);
-        Self { address, machine, input, line: Line::Waiting(began), retry_at: None, began, mid_line: false }
+        let interrupts = signal(SignalKind::interrupt()).context("Ctrl-C cannot be heard")?;
+        Ok(Self {
+            address,
+            machine,
+            input,
+            line: Line::Waiting(began),
+            retry_at: None,
+            interrupts,
+            began,
+            mid_line: false,
+        })
     }
 
     async fn run(mut self) -> anyhow::Result<()> {
         loop {
-            let event = self.next_event().await?;
+            let event = self.next_event().await;
             let effects = self.machine.handle(event, millis(self.began.elapsed()), rand::random());
             for effect in effects {
                 if let Some(outcome) = self.perform(effect).await {
@@ -104,14 +118,14 @@ impl Chat {
         }
     }
 
-    async fn next_event(&mut self) -> anyhow::Result<Event> {
+    async fn next_event(&mut self) -> Event {
         let retry_at = self.retry_at;
         tokio::select! {
-            event = next_on(&mut self.line, &self.address) => Ok(event),
-            line = self.input.next() => Ok(match line {
+            event = next_on(&mut self.line, &self.address) => event,
+            line = self.input.next() => match line {
                 Some(text) => Event::Line { turn: Uuid::new_v4().to_string(), text },
                 None => Event::InputEnded,
-            }),
+            },
             () = async {
                 match retry_at {
                     Some(at) => sleep_until(at).await,
@@ -119,12 +133,9 @@ impl Chat {
                 }
             } => {
                 self.retry_at = None;
-                Ok(Event::RetryNow)
+                Event::RetryNow
             }
-            pressed = tokio::signal::ctrl_c() => {
-                pressed.context("Ctrl-C cannot be heard")?;
-                Ok(Event::Interrupt)
-            }
+            _ = self.interrupts.recv() => Event::Interrupt,
         }
     }
 
@@ -158,7 +169,7 @@ impl Chat {
             }
             Effect::RetryIn(wait_ms) => self.retry_at = Some(Instant::now() + Duration::from_millis(wait_ms)),
             Effect::Leave(None) => return Some(Ok(())),
-            Effect::Leave(Some(problem)) => return Some((|| bail!(problem))()),
+            Effect::Leave(Some(problem)) => return Some(Err(anyhow!(problem))),
         }
         None
     }

@@ -150,7 +150,8 @@ fn tls() -> anyhow::Result<Connector> {
 /// What cannot be such an address.
 pub fn address(text: &str) -> anyhow::Result<Uri> {
     let full = if text.contains("://") { text.to_owned() } else { format!("ws://{text}") };
-    let uri: Uri = full.parse().with_context(|| format!("{text:?} is not an address such as ws://127.0.0.1:8080/ws"))?;
+    let uri: Uri =
+        full.parse().with_context(|| format!("{text:?} is not an address such as ws://127.0.0.1:8080/ws"))?;
     let mut parts = uri.into_parts();
     let scheme = match parts.scheme.as_ref().map(Scheme::as_str) {
         Some("ws" | "http") => "ws",
