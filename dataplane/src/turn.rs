@@ -46,7 +46,7 @@ fn invalid(message: impl Into<String>) -> Refusal {
 }
 
 /// The text of the last user message.
-fn last_user_text(messages: &RawValue) -> Result<String, Refusal> {
+pub(crate) fn last_user_text(messages: &RawValue) -> Result<String, Refusal> {
     let messages: Vec<Message> = serde_json::from_str(messages.get())
         .map_err(|e| invalid(format!("messages: each needs a role, and content as text or parts ({e})")))?;
     let last = messages.into_iter().rev().find(|m| m.role == "user").and_then(|m| m.content);

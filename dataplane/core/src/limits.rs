@@ -43,6 +43,45 @@ pub const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Log entries of one turn. With merging under load a 4 MiB answer in single characters would pass it.
 pub const TURN_ENTRIES_MAX: u64 = 100_000;
 
+/// How long an HTTP body may take in all: a megabyte over a very slow line.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an HTTP body may stop in the middle.
+pub const BODY_STALL: Duration = Duration::from_secs(10);
+
+/// How deep JSON from clients may be nested. Options and tool schemas stay far below it, and no parser's stack suffers.
+pub const JSON_DEPTH_MAX: usize = 128;
+
+/// Bytes of events that go into one piece of an HTTP stream: few writes while catching up, little memory for each stream.
+pub const SSE_CHUNK_BYTES: usize = 16 * 1024;
+
+/// When a client of an event stream whose connection broke should come back.
+pub const SSE_RETRY: Duration = Duration::from_secs(2);
+
+/// How long a poll waits at most: proxies tend to cut silent requests after a minute.
+pub const LONG_POLL_MAX: Duration = Duration::from_secs(55);
+
+/// Bytes of events after which a poll's answer is not filled further; the next poll gets the rest.
+pub const LONG_POLL_BYTES: usize = 256 * 1024;
+
+/// How long an HTTP request waits for the outcome of a resume: the store's own tries, and some more.
+pub const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an HTTP request waits for a whole answer: a queue of slow turns before it, and its own.
+pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(900);
+
+/// How often a request that waits for a whole answer finds its place in the log again after the store lost entries.
+pub const REATTACH_MAX: u32 = 8;
+
+/// How long before the end of a drain those who still wait are told.
+pub const DRAIN_LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// When to try again, where a refusal with 429 or 503 does not say.
+pub const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
+
+/// Prompts in one request for text completions, where the gateway asks them one by one.
+pub const PROMPTS_MAX: usize = 20;
+
 /// How long a reader waits in silence of an unfinished turn before it looks at the log again.
 pub const READER_SILENCE: Duration = Duration::from_secs(2);
 

@@ -4,6 +4,7 @@
 //! drops it cancels the call. A stream has no task and no channel of its own.
 
 mod demo;
+mod models;
 mod status;
 
 use std::{

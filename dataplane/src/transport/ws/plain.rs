@@ -19,7 +19,6 @@ use crate::{
 };
 
 struct Connection<'a, S> {
-    gateway: &'a Arc<Gateway>,
     socket: &'a mut Socket<S>,
     readers: Readers,
     leaving: Leaving,
@@ -40,7 +39,6 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     stream: bool,
 ) -> End {
     let connection = Connection {
-        gateway,
         socket,
         readers: gateway.readers(caller),
         leaving: gateway.departure.leaving(),
