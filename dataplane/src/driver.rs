@@ -11,7 +11,7 @@ use std::{
 use chatgateway_core::{
     error::ErrorCode,
     log::{
-        Entry, EntryKind, Owner, OwnerConfig, OwnerEffect, OwnerInput, Ownership, Link, Reply, Request, SnapshotReply,
+        Entry, EntryKind, HistoryTurn, Link, Owner, OwnerConfig, OwnerEffect, OwnerInput, Ownership, Reply, Request,
         TurnBody, TurnState, Unknown,
     },
 };
@@ -156,12 +156,11 @@ impl Driver {
             let history = self.gateway.store().call(&self.channel.key, Request::Snapshot);
             self.model = Model::Recalling { history, body, prefix };
         } else {
-            self.answer(SnapshotReply::default(), body, prefix);
+            self.answer(Vec::new(), body, prefix);
         }
     }
 
-    fn answer(&mut self, snapshot: SnapshotReply, body: Arc<TurnBody>, prefix: Option<String>) {
-        let mut history = snapshot.turns;
+    fn answer(&mut self, mut history: Vec<HistoryTurn>, body: Arc<TurnBody>, prefix: Option<String>) {
         history.retain(|turn| matches!(turn.state, TurnState::Ended(_)));
         let ask = Ask { session: self.channel.key.clone(), history, body, prefix };
         self.model = Model::Answering(self.gateway.upstreams().ask(ask));
@@ -196,7 +195,7 @@ impl Driver {
             && let Model::Recalling { body, prefix, .. } = std::mem::replace(&mut self.model, Model::Off)
         {
             match answer.result {
-                Ok(Reply::Snapshot(snapshot)) => self.answer(snapshot, body, prefix),
+                Ok(Reply::Snapshot(snapshot)) => self.answer(snapshot.turns, body, prefix),
                 _ => self.ask(body, prefix),
             }
         }

@@ -16,7 +16,7 @@ use chatgateway_core::{
     limits::{LEASE_TTL, STORE_CALL_TIMEOUT, STORE_CALL_TRIES},
     log::{
         Begin, BeginReply, CancelReply, Claim, ClaimReason, ClaimReply, EntryId, Nonce, PodId, Reply, Request,
-        SessionId, SessionKey, SnapshotReply, Terms, TurnBody, TurnId, TurnState,
+        SessionId, SessionKey, SnapshotReply, Terms, TurnId, TurnState,
     },
 };
 use parking_lot::Mutex;
@@ -237,11 +237,7 @@ impl Gateway {
     }
 
     /// Accepts a turn, and runs it here if the session has no owner. Survives the caller's being dropped.
-    pub(crate) async fn begin(
-        self: &Arc<Self>,
-        channel: &Arc<Channel>,
-        send: SendTurn,
-    ) -> Result<Receipt, Refusal> {
+    pub(crate) async fn begin(self: &Arc<Self>, channel: &Arc<Channel>, send: SendTurn) -> Result<Receipt, Refusal> {
         if self.drain.borrow().is_some_and(|plan| clock::now() >= plan.floor) {
             return Err(self.refused(draining()));
         }
@@ -446,6 +442,6 @@ fn unavailable() -> Refusal {
     Refusal::new(ErrorCode::StoreUnavailable, "the session store does not answer; try again soon").retry_after_ms(1_000)
 }
 
-fn draining() -> Refusal {
+pub(crate) fn draining() -> Refusal {
     Refusal::new(ErrorCode::Draining, "this pod is going away; connect anew to reach another one").retry_after_ms(1_000)
 }

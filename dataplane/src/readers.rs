@@ -12,7 +12,7 @@ use std::{
 use chatgateway_core::{
     error::{ErrorCode, Refusal},
     limits::SESSIONS_PER_CONNECTION_MAX,
-    log::{Entry, EntryId, Reader, ReaderEffect, ReaderInput, Reply, Request, SessionId, TurnState, Unknown},
+    log::{Entry, EntryId, Reader, ReaderEffect, ReaderInput, Reply, Request, SessionId, Unknown},
 };
 use tokio::time::Sleep;
 
@@ -152,18 +152,10 @@ impl Readers {
         let subscription = Subscription::new(channel.clone(), mailbox, slot);
         let receipt = self.gateway.begin(&channel, send).await?;
         subscription.keep();
-        let (reader, read) = match (receipt.state, receipt.from) {
-            (TurnState::Ended(_), Some(from)) => (Reader::resume(from, clock::now()), true),
-            (TurnState::Ended(_) | TurnState::Deleted, _) | (TurnState::Queued | TurnState::Running, None) => {
-                (Reader::attach(receipt.end, clock::now()), false)
-            }
-            (_, Some(from)) => (Reader::attach(from, clock::now()), false),
-        };
+        // A turn that ended may be trimmed away, and one that is known may have entries already: those are read.
+        let live = !receipt.duplicate || receipt.from.is_none();
         let asked = receipt.from.unwrap_or(receipt.end);
-        self.attached[slot] = Some(Attached { session, channel, reader, read: None, tell: false, asked });
-        if read {
-            self.feed(slot, ReaderInput::Tick);
-        }
+        self.attach(slot, session, channel, asked, live);
         Ok(receipt)
     }
 
@@ -179,10 +171,23 @@ impl Readers {
         let channel = self.gateway.hub.channel(&self.caller.key(&session));
         let mailbox = self.mailbox.get_or_insert_default().clone();
         channel.subscribe(&mailbox, slot_number(slot));
-        let reader = Reader::resume(after, clock::now());
-        self.attached[slot] = Some(Attached { session, channel, reader, read: None, tell: true, asked: after });
-        self.feed(slot, ReaderInput::Tick);
+        self.attach(slot, session, channel, after, false);
+        if let Some(attached) = &mut self.attached[slot] {
+            attached.tell = true;
+        }
         Ok(())
+    }
+
+    /// Puts a reader into a slot: `live` where the store gave the position just now, else it reads the log first.
+    fn attach(&mut self, slot: usize, session: SessionId, channel: Arc<Channel>, position: EntryId, live: bool) {
+        let mut effects = std::mem::take(&mut self.effects);
+        let reader = if live {
+            Reader::attach(position, clock::now())
+        } else {
+            Reader::resume(position, clock::now(), &mut effects)
+        };
+        self.attached[slot] = Some(Attached { session, channel, reader, read: None, tell: false, asked: position });
+        self.carry_out_all(slot, effects);
     }
 
     /// Stops reading a session.
@@ -308,6 +313,10 @@ impl Readers {
         let Some(Some(attached)) = self.attached.get_mut(slot) else { return };
         let mut effects = std::mem::take(&mut self.effects);
         attached.reader.handle(input, clock::now(), &mut effects);
+        self.carry_out_all(slot, effects);
+    }
+
+    fn carry_out_all(&mut self, slot: usize, mut effects: Vec<ReaderEffect>) {
         for effect in effects.drain(..) {
             self.carry_out(slot, effect);
         }
@@ -340,7 +349,12 @@ impl Readers {
                 self.ready.push_back(ReaderEvent::Gone { session });
                 self.detach(slot);
             }
-            ReaderEffect::OwnerSilent => self.gateway.look_after(attached.channel.clone()),
+            ReaderEffect::OwnerSilent { lease_over: true } => self.gateway.look_after(attached.channel.clone()),
+            ReaderEffect::OwnerSilent { lease_over: false } => {
+                if let Some(owner) = attached.channel.owner() {
+                    owner.look();
+                }
+            }
         }
     }
 }

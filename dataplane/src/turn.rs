@@ -46,7 +46,7 @@ fn invalid(message: impl Into<String>) -> Refusal {
 }
 
 /// The text of the last user message.
-fn last_user_text(messages: &RawValue) -> Result<String, Refusal> {
+pub(crate) fn last_user_text(messages: &RawValue) -> Result<String, Refusal> {
     let messages: Vec<Message> = serde_json::from_str(messages.get())
         .map_err(|e| invalid(format!("messages: each needs a role, and content as text or parts ({e})")))?;
     let last = messages.into_iter().rev().find(|m| m.role == "user").and_then(|m| m.content);
@@ -103,10 +103,11 @@ pub fn refusal(reply: &BeginReply, turn: &TurnId) -> Refusal {
             expected: Some(*expected),
             ..Refusal::new(ErrorCode::SeqGap, format!("seq: the session's next turn is number {expected}"))
         },
-        BeginReply::Busy => {
-            Refusal::new(ErrorCode::SessionBusy, "too many turns wait in this session; send this one again when some have ended")
-                .retry_after_ms(1_000)
-        }
+        BeginReply::Busy => Refusal::new(
+            ErrorCode::SessionBusy,
+            "too many turns wait in this session; send this one again when some have ended",
+        )
+        .retry_after_ms(1_000),
         BeginReply::Owner { .. } | BeginReply::Queued { .. } | BeginReply::Known(_) => {
             Refusal::new(ErrorCode::Internal, "an accepted turn is no refusal")
         }

@@ -43,6 +43,45 @@ pub const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Log entries of one turn. With merging under load a 4 MiB answer in single characters would pass it.
 pub const TURN_ENTRIES_MAX: u64 = 100_000;
 
+/// How long an HTTP body may take in all: a megabyte over a very slow line.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an HTTP body may stop in the middle.
+pub const BODY_STALL: Duration = Duration::from_secs(10);
+
+/// How deep JSON from clients may be nested. Options and tool schemas stay far below it, and no parser's stack suffers.
+pub const JSON_DEPTH_MAX: usize = 128;
+
+/// Bytes of events that go into one piece of an HTTP stream: few writes while catching up, little memory for each stream.
+pub const SSE_CHUNK_BYTES: usize = 16 * 1024;
+
+/// When a client of an event stream whose connection broke should come back.
+pub const SSE_RETRY: Duration = Duration::from_secs(2);
+
+/// How long a poll waits at most: proxies tend to cut silent requests after a minute.
+pub const LONG_POLL_MAX: Duration = Duration::from_secs(55);
+
+/// Bytes of events after which a poll's answer is not filled further; the next poll gets the rest.
+pub const LONG_POLL_BYTES: usize = 256 * 1024;
+
+/// How long an HTTP request waits for the outcome of a resume: the store's own tries, and some more.
+pub const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an HTTP request waits for a whole answer: a queue of slow turns before it, and its own.
+pub const ANSWER_WAIT_MAX: Duration = Duration::from_secs(900);
+
+/// How often a request that waits for a whole answer finds its place in the log again after the store lost entries.
+pub const REATTACH_MAX: u32 = 8;
+
+/// How long before the end of a drain those who still wait are told.
+pub const DRAIN_LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// When to try again, where a refusal with 429 or 503 does not say.
+pub const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
+
+/// Prompts in one request for text completions, where the gateway asks them one by one.
+pub const PROMPTS_MAX: usize = 20;
+
 /// How long a reader waits in silence of an unfinished turn before it looks at the log again.
 pub const READER_SILENCE: Duration = Duration::from_secs(2);
 
@@ -218,3 +257,42 @@ pub mod settings {
     /// Origins that may open a WebSocket: each is compared at each upgrade.
     pub const ORIGINS_MAX: usize = 64;
 }
+
+/// The shortest time a client is asked to wait when a model server has no room: less would only add to the load.
+pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+
+/// The longest such time, whatever the queue or the model server says: a person will not wait longer.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+
+/// A line, and the data of one event, of a model server's stream. The largest seen are tool arguments of some 100 KiB.
+pub const UPSTREAM_LINE_MAX_BYTES: usize = 1024 * 1024;
+
+/// A model server's answer that comes in one piece: the largest answer, every character escaped.
+pub const UPSTREAM_JSON_MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// What is read of a model server's error answer.
+pub const UPSTREAM_ERROR_MAX_BYTES: usize = 16 * 1024;
+
+/// What of a model server's own words a client is told.
+pub const UPSTREAM_MESSAGE_MAX_BYTES: usize = 512;
+
+/// Bytes read from a model server at a time, and the most its response head may have.
+pub const UPSTREAM_READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// How long an idle connection to a model server is kept. Common servers close theirs after 5 s.
+pub const UPSTREAM_IDLE: Duration = Duration::from_secs(4);
+
+/// How long an answer that has told its finish reason may take for its last words (token counts, end mark).
+pub const UPSTREAM_LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long the rest of a finished answer may take to arrive, so that its connection can be used again.
+pub const UPSTREAM_REST: Duration = Duration::from_millis(250);
+
+/// How often an API key's file is looked at.
+pub const KEY_FILE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// An API key's file. Keys have some 200 bytes.
+pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
+
+/// What a gRPC message may have beside its text: field tags, ids, the rest of the message.
+pub const GRPC_MESSAGE_OVERHEAD_BYTES: usize = 4 * 1024;

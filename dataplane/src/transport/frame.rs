@@ -16,62 +16,106 @@ use crate::gateway::{Receipt, SendTurn};
 pub const SUBPROTOCOL: &str = "chatgateway.v1";
 
 /// A frame from the client. Unknown fields are ignored, unknown types are refused.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[derive(Debug)]
 pub enum ClientFrame<'a> {
     /// A turn.
-    #[serde(borrow)]
     Send(SendFrame<'a>),
     /// Read a session's log after an entry.
     Resume {
         /// The session.
-        #[serde(borrow)]
         session: Cow<'a, str>,
         /// An entry's id, or `0`.
-        #[serde(borrow)]
         after: Cow<'a, str>,
     },
     /// Stop a turn.
     Cancel {
         /// The session.
-        #[serde(borrow)]
         session: Cow<'a, str>,
         /// The turn.
-        #[serde(borrow)]
         turn: Cow<'a, str>,
     },
     /// The client's own sign of life.
     Ping {
         /// Given back as it came.
-        #[serde(default, borrow)]
         t: Option<&'a RawValue>,
     },
 }
 
 /// The fields of `send`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct SendFrame<'a> {
     /// The session.
-    #[serde(borrow)]
     pub session: Cow<'a, str>,
     /// The turn's id, made by the client.
-    #[serde(borrow)]
     pub turn: Cow<'a, str>,
     /// The number the client expects the turn to get.
-    #[serde(default)]
     pub seq: Option<u64>,
     /// What the user says.
-    #[serde(default, borrow)]
     pub text: Option<Cow<'a, str>>,
     /// Or a list of messages, the last of which is the user's.
-    #[serde(default, borrow)]
     pub messages: Option<&'a RawValue>,
     /// The model.
-    #[serde(default, borrow)]
     pub model: Option<Cow<'a, str>>,
     /// Options for the model server.
-    #[serde(default, borrow)]
     pub options: Option<&'a RawValue>,
+}
+
+/// The fields of all frames: read in one pass, whatever their order.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    session: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    turn: Option<Cow<'a, str>>,
+    seq: Option<u64>,
+    #[serde(borrow)]
+    text: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    messages: Option<&'a RawValue>,
+    #[serde(borrow)]
+    model: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    options: Option<&'a RawValue>,
+    #[serde(borrow)]
+    after: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    t: Option<&'a RawValue>,
+}
+
+impl<'a> ClientFrame<'a> {
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidRequest`]: not JSON, an unknown type, a field that is missing or of the wrong kind.
+    pub fn parse(text: &'a str) -> Result<Self, Refusal> {
+        let invalid = |message: String| Refusal::new(ErrorCode::InvalidRequest, message);
+        let fields: Fields<'a> =
+            serde_json::from_str(text).map_err(|e| invalid(format!("not a frame of {SUBPROTOCOL}: {e}")))?;
+        let needed = |field: Option<Cow<'a, str>>, name: &str| {
+            field.ok_or_else(|| invalid(format!("a {:?} frame needs the field {name:?}", fields.kind)))
+        };
+        match &*fields.kind {
+            "send" => Ok(Self::Send(SendFrame {
+                session: needed(fields.session, "session")?,
+                turn: needed(fields.turn, "turn")?,
+                seq: fields.seq,
+                text: fields.text,
+                messages: fields.messages,
+                model: fields.model,
+                options: fields.options,
+            })),
+            "resume" => {
+                Ok(Self::Resume { session: needed(fields.session, "session")?, after: needed(fields.after, "after")? })
+            }
+            "cancel" => {
+                Ok(Self::Cancel { session: needed(fields.session, "session")?, turn: needed(fields.turn, "turn")? })
+            }
+            "ping" => Ok(Self::Ping { t: fields.t }),
+            _ => Err(invalid("unknown type of frame; clients send send, resume, cancel and ping".into())),
+        }
+    }
 }
 
 impl SendFrame<'_> {
@@ -117,7 +161,7 @@ pub fn position(text: &str) -> Result<EntryId, Refusal> {
 }
 
 /// Ids go out as text.
-fn as_text<T: std::fmt::Display, S: serde::Serializer>(id: &T, s: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_text<T: std::fmt::Display, S: serde::Serializer>(id: &T, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(id)
 }
 
@@ -289,9 +333,7 @@ impl<'a> ServerFrame<'a> {
             EntryKind::Reset => Self::Reset { session, turn, id },
             EntryKind::Takeover { .. } => Self::Takeover { session, turn, id },
             EntryKind::Cancelled => Self::Cancelled { session, turn, id },
-            EntryKind::Done { finish_reason, usage } => {
-                Self::Done { session, turn, id, finish_reason, usage: *usage }
-            }
+            EntryKind::Done { finish_reason, usage } => Self::Done { session, turn, id, finish_reason, usage: *usage },
             EntryKind::Failed { code, message } => Self::Error {
                 code: code.as_str(),
                 message,

@@ -1,3 +1,6 @@
 //! The transports. Each frames the same events; none invents or drops one.
 
 pub mod frame;
+pub mod grpc;
+pub mod http;
+pub mod ws;

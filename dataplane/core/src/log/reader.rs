@@ -135,6 +135,12 @@ impl Reader {
         self.position
     }
 
+    /// Whether a turn runs or waits, as far as it has heard.
+    #[must_use]
+    pub fn unfinished(&self) -> bool {
+        self.unfinished
+    }
+
     /// Whether live entries are taken as they come.
     #[must_use]
     pub fn is_live(&self) -> bool {

@@ -8,7 +8,10 @@ use chatgateway_core::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{End, Step, socket::{Incoming, Socket}};
+use super::{
+    End, Step,
+    socket::{Incoming, Socket},
+};
 use crate::{
     clock,
     gateway::{Caller, Gateway},
@@ -123,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     }
 
     async fn frame(&mut self, text: &str) -> Result<(), End> {
-        match serde_json::from_str::<ClientFrame<'_>>(text) {
+        match ClientFrame::parse(text) {
             Ok(ClientFrame::Send(send)) => self.send(send).await,
             Ok(ClientFrame::Resume { session, after }) => {
                 let resumed = match (frame::session_id(&session), after.parse()) {
@@ -148,9 +151,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 self.told(cancelled, Some(&session), Some(&turn)).await
             }
             Ok(ClientFrame::Ping { t }) => self.put(&ServerFrame::Pong { t }).await,
-            Err(error) => {
-                let message = format!("not a frame of {SUBPROTOCOL}: {error}");
-                let refusal = self.gateway.refused(Refusal::new(ErrorCode::InvalidRequest, message));
+            Err(refusal) => {
+                let refusal = self.gateway.refused(refusal);
                 self.put(&ServerFrame::refusal(&refusal, None, None)).await
             }
         }
@@ -174,7 +176,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     }
 
     /// Tells a refusal, if it is one.
-    async fn told(&mut self, outcome: Result<(), Refusal>, session: Option<&str>, turn: Option<&str>) -> Result<(), End> {
+    async fn told(
+        &mut self,
+        outcome: Result<(), Refusal>,
+        session: Option<&str>,
+        turn: Option<&str>,
+    ) -> Result<(), End> {
         match outcome {
             Ok(()) => Ok(()),
             Err(refusal) => self.put(&ServerFrame::refusal(&refusal, session, turn)).await,

@@ -10,7 +10,10 @@ use chatgateway_core::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{End, Step, socket::{Incoming, Socket}};
+use super::{
+    End, Step,
+    socket::{Incoming, Socket},
+};
 use crate::{
     gateway::{Caller, Gateway, SendTurn},
     leaving::Leaving,
@@ -19,7 +22,6 @@ use crate::{
 };
 
 struct Connection<'a, S> {
-    gateway: &'a Arc<Gateway>,
     socket: &'a mut Socket<S>,
     readers: Readers,
     leaving: Leaving,
@@ -40,7 +42,6 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     stream: bool,
 ) -> End {
     let connection = Connection {
-        gateway,
         socket,
         readers: gateway.readers(caller),
         leaving: gateway.departure.leaving(),

@@ -1,0 +1,138 @@
+//! Speed and memory of the data plane, against baselines measured in the same run.
+
+mod closed;
+mod echo;
+mod memory;
+mod open;
+mod report;
+mod setup;
+mod streams;
+mod wire;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use chatgateway_tests::{
+    process::on_core,
+    simulator::{Behaviour, Settings, Simulator},
+};
+use clap::{Parser, Subcommand, ValueEnum};
+
+use report::Row;
+use setup::Setup;
+use wire::Mode;
+
+/// Longest one case may take.
+const CASE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Measures the data plane beside this program, and prints a table. Exit code 1: a figure that must hold does not.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Run only this case; may be given several times
+    #[arg(long, value_enum)]
+    case: Vec<Case>,
+    /// Short runs: shows that everything works, the figures are rough
+    #[arg(long)]
+    quick: bool,
+    /// Write the rows to this file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// Processes of their own that the cases start.
+#[derive(Subcommand)]
+enum Part {
+    /// A bare WebSocket echo, a baseline
+    #[command(hide = true)]
+    ServeEchoWs,
+    /// A model server whose tokens are their send times
+    #[command(hide = true)]
+    ServeModel { tokens: u32, tokens_per_second: u32 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Case {
+    /// Memory of idle connections
+    Idle,
+    /// Memory after large answers, JSON
+    BigAnswers,
+    /// Memory after large answers, plain text
+    BigAnswersPlain,
+    /// Turns a second, plain text
+    TurnsPlain,
+    /// Turns a second, JSON frames
+    TurnsJson,
+    /// A thousand clients in an open loop
+    Clients,
+    /// What is added to tokens of 500 streams
+    Streams,
+}
+
+impl Case {
+    async fn run(self, setup: &Setup) -> anyhow::Result<Vec<Row>> {
+        match self {
+            Self::Idle => memory::idle(setup).await,
+            Self::BigAnswers => memory::big_answers(setup, Mode::Json).await,
+            Self::BigAnswersPlain => memory::big_answers(setup, Mode::Plain).await,
+            Self::TurnsPlain => closed::run(setup, Mode::Plain).await,
+            Self::TurnsJson => closed::run(setup, Mode::Json).await,
+            Self::Clients => open::run(setup).await,
+            Self::Streams => streams::run(setup).await,
+        }
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match arguments.part {
+        Some(Part::ServeEchoWs) => runtime.block_on(echo::websocket()).map(|()| ExitCode::SUCCESS),
+        Some(Part::ServeModel { tokens, tokens_per_second }) => serve_model(tokens, tokens_per_second),
+        None => {
+            let setup = Setup::new(arguments.quick);
+            on_core(setup.generator_core, || runtime.block_on(measure(&arguments, &setup)))
+        }
+    }
+}
+
+fn serve_model(tokens: u32, tokens_per_second: u32) -> anyhow::Result<ExitCode> {
+    let behaviour = Behaviour {
+        tokens,
+        tokens_per_second: f64::from(tokens_per_second),
+        first_token_ms: 20.0,
+        stamp: true,
+        ..Behaviour::default()
+    };
+    let simulator = Simulator::start(Settings { behaviour, ..Settings::default() })?;
+    println!("listening on {}", simulator.address());
+    simulator.join();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn measure(arguments: &Arguments, setup: &Setup) -> anyhow::Result<ExitCode> {
+    println!("{}\n", setup::machine(setup)?);
+    let all = Case::value_variants();
+    let cases = if arguments.case.is_empty() { all } else { &arguments.case };
+    let (mut rows, mut broken) = (Vec::new(), 0);
+    for case in cases {
+        let name = case.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        eprintln!("running {name} ...");
+        let ran = tokio::time::timeout(CASE_TIMEOUT, Box::pin(case.run(setup))).await;
+        match ran.unwrap_or_else(|_| Err(anyhow::anyhow!("not done in {} s", CASE_TIMEOUT.as_secs()))) {
+            Ok(more) => rows.extend(more),
+            Err(error) => {
+                broken += 1;
+                eprintln!("case {name} failed: {error:?}\n");
+            }
+        }
+    }
+    println!("{}", report::table(&rows));
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, serde_json::to_vec_pretty(&rows)?)?;
+    }
+    let failed = rows.iter().filter(|row| !row.passes()).count();
+    println!("{} figures, {failed} below what must hold, {broken} cases that did not run", rows.len());
+    Ok(if failed + broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
