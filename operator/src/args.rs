@@ -73,7 +73,7 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// Where it cannot be written as YAML.
 pub fn crds() -> anyhow::Result<String> {
-    let yaml = serde_saphyr::to_string(&chatgateway_api::crd_yaml_value()?)?;
+    let yaml = serde_saphyr::to_string(&chatgateway_api::crd()?)?;
     Ok(format!("# Written by `make crds`. Edit operator/api instead.\n{yaml}"))
 }
 

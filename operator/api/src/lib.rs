@@ -18,14 +18,14 @@ use kube::{CustomResource, KubeSchema};
 use schemars::Schema;
 use serde::{Deserialize, Serialize};
 
-pub use crd::{crd, crd_yaml_value};
+pub use crd::{crd, typed_crd};
 pub use pod::{Pod, Service, ServiceType};
 pub use scaling::{Autoscaling, Metric, MetricType};
 pub use sessions::{ExternalRedis, ManagedRedis, RedisAuth, RedisAuthSecret, RedisStore, RedisTls, Sessions, Store};
 pub use status::ChatGatewayStatus;
 pub use upstream::{OpenAi, SecretKey, Upstream};
 
-/// A chat gateway: WebSocket, gRPC, SSE and OpenAI-compatible endpoints in front of language models.
+/// What the gateway is to be.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "chatgateway.dev",
@@ -34,6 +34,7 @@ pub use upstream::{OpenAi, SecretKey, Upstream};
     plural = "chatgateways",
     shortname = "cgw",
     category = "chat",
+    doc = "A chat gateway: WebSocket, gRPC, SSE and OpenAI-compatible endpoints in front of language models.",
     namespaced,
     status = "ChatGatewayStatus",
     derive = "PartialEq",
