@@ -137,6 +137,9 @@ async fn serve(
     match end {
         End::Gone => {}
         End::Close(code, reason) => {
+            if code == CloseCode::TooLarge {
+                gateway.metrics.limit_hit("message_bytes");
+            }
             gateway.metrics.closed(code);
             Box::pin(socket.close(code, reason)).await;
         }
