@@ -117,6 +117,33 @@ export function get(port, where) {
   });
 }
 
+/** A model server that streams one answer, as fast as it is read. */
+export class Model {
+  static async start(pieces) {
+    const model = new Model();
+    model.answer = [...pieces()].join("");
+    model.server = http.createServer(async (request, response) => {
+      request.resume();
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      const chunk = (choice) => `data: ${JSON.stringify({ object: "chat.completion.chunk", choices: [{ index: 0, ...choice }] })}\n\n`;
+      for (const content of pieces()) {
+        if (!response.write(chunk({ delta: { content }, finish_reason: null }))) {
+          await new Promise((done) => response.once("drain", done));
+        }
+      }
+      response.end(`${chunk({ delta: {}, finish_reason: "stop" })}data: [DONE]\n\n`);
+    });
+    await new Promise((done) => model.server.listen(0, "127.0.0.1", done));
+    model.port = model.server.address().port;
+    return model;
+  }
+
+  close() {
+    this.server.closeAllConnections();
+    this.server.close();
+  }
+}
+
 /** A wire between browser and gateway: it can be cut, kept cut, and made deaf in the direction of the browser. */
 export class Cable {
   #server;
