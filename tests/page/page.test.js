@@ -173,6 +173,24 @@ describe("two tabs", () => {
     assert.equal(second.session, first.session);
   });
 
+  test("of two browsers find the conversation by its id", async () => {
+    const first = await open();
+    await first.say("To be shared");
+    await first.state(0, "done");
+    const elsewhere = await browser.newContext();
+    const second = await Tab.open(elsewhere, cable.port);
+    await second.connected();
+    await second.page.fill("#open-id", first.session);
+    await second.page.click("#open-form button");
+    await second.state(0, "done");
+    await assertInStep(second);
+    assert.equal(await second.text("#sessions a[aria-current]"), "To be shared");
+    await second.page.goBack();
+    await second.page.waitForSelector("#empty:not([hidden])");
+    assert.deepEqual(second.problems, []);
+    await elsewhere.close();
+  });
+
   test("both learn that the conversation was deleted", async () => {
     const first = await open();
     await first.say("Soon gone");
