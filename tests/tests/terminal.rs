@@ -1,5 +1,7 @@
 //! The terminal client against real data-plane processes: a pipe in, the answers out, restarts in between.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop here")]
+
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use chatgateway_tests::{
