@@ -80,6 +80,21 @@ pub async fn run(setup: &Setup, mode: Mode) -> anyhow::Result<Vec<Row>> {
     Ok(vec![row(&format!("turns a second per core, WebSocket {name}"), &rounds, bounds)])
 }
 
+/// The echo alone, to see what the machine can do.
+pub async fn baseline(setup: &Setup) -> anyhow::Result<Vec<Row>> {
+    let (echo, address) = setup.helper(setup.server_core, &["serve-echo-ws".to_owned()])?;
+    let target = Target { address, pid: echo.pid(), echo: true };
+    let mut rows = Vec::new();
+    for (mode, name) in [(Mode::Plain, "plain text"), (Mode::Json, "JSON frames")] {
+        let round = round(setup, target, mode, 0).await?;
+        rows.push(
+            Row::figure(format!("bare WebSocket echo, {name}"), round.per_core, "1/s")
+                .note(format!("on the clock {:.0} a second", round.per_second)),
+        );
+    }
+    Ok(rows)
+}
+
 /// The row of two servers' rounds, the gateway's first.
 pub fn row(case: &str, [gateway, echo]: &[Vec<Round>; 2], (must, goal): (Bound, Bound)) -> Row {
     let of = |rounds: &[Round], figure: fn(&Round) -> f64| median(rounds.iter().map(figure).collect());

@@ -68,6 +68,8 @@ enum Case {
     Clients,
     /// What is added to tokens of 500 streams
     Streams,
+    /// The baselines alone, without a gateway; runs only when named
+    Baselines,
 }
 
 impl Case {
@@ -80,6 +82,11 @@ impl Case {
             Self::TurnsJson => closed::run(setup, Mode::Json).await,
             Self::Clients => open::run(setup).await,
             Self::Streams => streams::run(setup).await,
+            Self::Baselines => {
+                let mut rows = closed::baseline(setup).await?;
+                rows.extend(streams::baseline(setup).await?);
+                Ok(rows)
+            }
         }
     }
 }
@@ -113,8 +120,8 @@ fn serve_model(tokens: u32, tokens_per_second: u32) -> anyhow::Result<ExitCode> 
 
 async fn measure(arguments: &Arguments, setup: &Setup) -> anyhow::Result<ExitCode> {
     println!("{}\n", setup::machine(setup)?);
-    let all = Case::value_variants();
-    let cases = if arguments.case.is_empty() { all } else { &arguments.case };
+    let all: Vec<Case> = Case::value_variants().iter().copied().filter(|case| *case != Case::Baselines).collect();
+    let cases = if arguments.case.is_empty() { &all } else { &arguments.case };
     let (mut rows, mut broken) = (Vec::new(), 0);
     for case in cases {
         let name = case.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
