@@ -131,7 +131,7 @@ async fn measure(arguments: &Arguments, setup: &Setup) -> anyhow::Result<ExitCod
             Ok(more) => rows.extend(more),
             Err(error) => {
                 broken += 1;
-                eprintln!("case {name} failed: {error:?}\n");
+                eprintln!("case {name} failed: {error:#}\n");
             }
         }
     }
