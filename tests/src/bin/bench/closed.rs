@@ -25,7 +25,7 @@ use super::{
 const CONNECTIONS: usize = 128;
 
 /// Rounds of each server, in turns.
-const ROUNDS: usize = 5;
+pub const ROUNDS: usize = 5;
 
 /// What is asked: 30 characters.
 pub const QUESTION: &str = "What is the tide in Oslo now??";
@@ -61,7 +61,7 @@ struct Target {
 
 /// Both modes against the echo.
 pub async fn run(setup: &Setup, mode: Mode) -> anyhow::Result<Vec<Row>> {
-    let (echo, echo_address) = setup.helper(setup.server_core, &["serve-echo-ws".to_owned()])?;
+    let (echo, echo_address) = setup.helper(setup.server_core, &["echo-ws".to_owned()])?;
     let gateway = setup.gateway(&demo(ANSWER_BYTES)).await?;
     let targets = [
         Target { address: gateway.http(), pid: gateway.pid(), echo: false },
@@ -82,7 +82,7 @@ pub async fn run(setup: &Setup, mode: Mode) -> anyhow::Result<Vec<Row>> {
 
 /// The echo alone, to see what the machine can do.
 pub async fn baseline(setup: &Setup) -> anyhow::Result<Vec<Row>> {
-    let (echo, address) = setup.helper(setup.server_core, &["serve-echo-ws".to_owned()])?;
+    let (echo, address) = setup.helper(setup.server_core, &["echo-ws".to_owned()])?;
     let target = Target { address, pid: echo.pid(), echo: true };
     let mut rows = Vec::new();
     for (mode, name) in [(Mode::Plain, "plain text"), (Mode::Json, "JSON frames")] {

@@ -2,6 +2,7 @@
 
 mod closed;
 mod echo;
+mod grpc;
 mod memory;
 mod open;
 mod report;
@@ -46,10 +47,13 @@ struct Arguments {
 enum Part {
     /// A bare WebSocket echo, a baseline
     #[command(hide = true)]
-    ServeEchoWs,
+    EchoWs,
+    /// A bare gRPC echo, a baseline
+    #[command(hide = true)]
+    EchoGrpc,
     /// A model server whose tokens are their send times
     #[command(hide = true)]
-    ServeModel { tokens: u32, tokens_per_second: u32 },
+    Model { tokens: u32, tokens_per_second: u32 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,6 +68,8 @@ enum Case {
     TurnsPlain,
     /// Turns a second, JSON frames
     TurnsJson,
+    /// Turns a second, gRPC
+    TurnsGrpc,
     /// A thousand clients in an open loop
     Clients,
     /// What is added to tokens of 500 streams
@@ -80,6 +86,7 @@ impl Case {
             Self::BigAnswersPlain => memory::big_answers(setup, Mode::Plain).await,
             Self::TurnsPlain => closed::run(setup, Mode::Plain).await,
             Self::TurnsJson => closed::run(setup, Mode::Json).await,
+            Self::TurnsGrpc => grpc::run(setup).await,
             Self::Clients => open::run(setup).await,
             Self::Streams => streams::run(setup).await,
             Self::Baselines => {
@@ -95,8 +102,9 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match arguments.part {
-        Some(Part::ServeEchoWs) => runtime.block_on(echo::websocket()).map(|()| ExitCode::SUCCESS),
-        Some(Part::ServeModel { tokens, tokens_per_second }) => serve_model(tokens, tokens_per_second),
+        Some(Part::EchoWs) => runtime.block_on(echo::websocket()).map(|()| ExitCode::SUCCESS),
+        Some(Part::EchoGrpc) => runtime.block_on(grpc::serve_echo()).map(|()| ExitCode::SUCCESS),
+        Some(Part::Model { tokens, tokens_per_second }) => serve_model(tokens, tokens_per_second),
         None => {
             let setup = Setup::new(arguments.quick);
             on_core(setup.generator_core, || runtime.block_on(measure(&arguments, &setup)))

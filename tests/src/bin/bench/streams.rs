@@ -133,7 +133,7 @@ pub async fn baseline(setup: &Setup) -> anyhow::Result<Vec<Row>> {
 }
 
 fn start_simulator(setup: &Setup) -> anyhow::Result<(Process, SocketAddr)> {
-    setup.helper(setup.generator_core, &["serve-model".to_owned(), TOKENS.to_string(), TOKENS_PER_SECOND.to_string()])
+    setup.helper(setup.generator_core, &["model".to_owned(), TOKENS.to_string(), TOKENS_PER_SECOND.to_string()])
 }
 
 fn rows(way: &str, through: &Delays, direct: &Delays) -> Vec<Row> {
