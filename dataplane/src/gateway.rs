@@ -403,7 +403,7 @@ impl Gateway {
         for _ in 1..STORE_CALL_TRIES {
             match tokio::time::timeout(STORE_CALL_TIMEOUT, call).await {
                 Ok(answer) if answer.result.is_ok() => return answer,
-                _ => call = self.store.call(key, request.again(jump())),
+                _ => call = self.store.call(key, request.clone().again(jump())),
             }
         }
         let timeout = crate::store::StoreError::Timeout(millis(STORE_CALL_TIMEOUT));
