@@ -1,5 +1,7 @@
 //! What every session store must do, whatever keeps its state. Each store runs the whole suite.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chatgateway_core::log::*;

@@ -249,6 +249,7 @@ fn finish_starts_the_next_turn_and_a_repeat_of_it_says_so() {
     let own = w.own(A, "t1");
     w.begin(B, "t2");
     w.cancel("t2");
+    w.pass_ms(3_000);
     let reply = w.finish(A, &own);
     let FinishReply::Ended { appended, next: Some(next) } = reply else { unreachable!("{reply:?}") };
     assert_eq!(appended.iter().map(|e| e.id.n).collect::<Vec<_>>(), [1, 2]);
@@ -257,6 +258,7 @@ fn finish_starts_the_next_turn_and_a_repeat_of_it_says_so() {
         (turn("t2"), 2, appended[1].id, appended[1].id, 3)
     );
     assert!(next.cancel);
+    assert_eq!(w.session().lease_left_ms(w.now), 4_000);
     assert_eq!(w.session().root.base, appended[0].id);
     assert_eq!(w.finish(A, &own), FinishReply::Already { next: Some(next) });
     assert_eq!(w.finish(B, &own), FinishReply::Already { next: None });
@@ -369,6 +371,23 @@ fn reset_moves_the_base_and_recognises_itself() {
     assert_eq!((snapshot.position, snapshot.turns.len()), (own.end, 1));
 }
 
+fn anew_end(own: &Ownership) -> EntryId {
+    EntryId::new(own.epoch, own.end.n + 1)
+}
+
+#[test]
+fn a_turn_starts_behind_what_a_forgotten_writer_left() {
+    let mut w = World::new();
+    let own = w.own(A, "t1");
+    w.finish(A, &own);
+    let stale = Entry { id: EntryId::new(own.epoch + 50, 3), after: None, turn: turn("t0"), kind: EntryKind::Reset };
+    let id = stale.id;
+    assert_eq!(w.ask(&Request::Append(Arc::new(stale))), Reply::Append(true));
+    let BeginReply::Owner { own, from } = w.begin(A, "t2") else { unreachable!() };
+    assert_eq!((from, w.session().root.base, own.appended[0].after), (id, id, Some(id)));
+    assert!(own.epoch > id.epoch);
+}
+
 #[test]
 fn a_lost_log_starts_anew_and_its_turns_still_run() {
     let mut w = World::new();
@@ -384,6 +403,12 @@ fn a_lost_log_starts_anew_and_its_turns_still_run() {
     assert_eq!(known.from, Some(EntryId::ZERO));
     let FinishReply::Ended { next: Some(next), .. } = w.finish(A, &anew) else { unreachable!() };
     assert_eq!(next.turn, turn("t2"));
+    assert_eq!(w.session().root.base, anew_end(&anew));
+    w.lose_log();
+    let next = owner(w.claim_with(A, 91, ClaimReason::Loss { epoch: next.epoch }));
+    assert_eq!(w.session().root.base, EntryId::ZERO, "what the log told before is gone");
+    let BeginReply::Known(known) = w.begin(B, "t2") else { unreachable!() };
+    assert_eq!(known.from, Some(EntryId::ZERO), "and with it where its turn began");
     w.finish(A, &next);
     w.lose_log();
     let own = w.own(B, "t3");
