@@ -35,7 +35,7 @@ fn one_that_does_not_leave_is_killed_by_a_second_ctrl_c() {
     let mut runner = faulty("stays");
     runner.ready();
     runner.signal(Signal::SIGINT);
-    runner.line("draining: running answers are finished, 30 s at most; Ctrl-C again stops at once");
+    runner.line("draining: running answers are finished, 20 s at most; Ctrl-C again stops at once");
     runner.signal(Signal::SIGINT);
     assert_eq!(runner.exit_code(), Some(130));
     runner.line("test-1 has drained and gone after");
