@@ -1,0 +1,10 @@
+//! The HTTP routes, in process: requests go to the router, answers come from the Memory store and the Demo upstream, and
+//! where a model server has to misbehave, from a small one of the tests' own.
+
+mod bad_input;
+mod events;
+mod model;
+mod openai;
+mod sessions;
+mod support;
+mod turns;
