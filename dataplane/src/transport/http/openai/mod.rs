@@ -14,6 +14,7 @@ use axum::{
     extract::{Path, Request, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
+use chatgateway_config::{Settings, UpstreamKind};
 use chatgateway_core::{
     error::{ErrorCode, Refusal},
     limits::ANSWER_WAIT_MAX,
@@ -230,8 +231,8 @@ fn whole(wire: &Wire, answers: &[Finished]) -> Response {
 
 /// `GET /v1/models`.
 pub async fn list_models(State(gateway): State<Arc<Gateway>>) -> Response {
-    let models = gateway.upstreams().models();
-    let list = List::new(models.iter().map(|m| Model::new(&m.id, &m.upstream)).collect());
+    let settings = gateway.settings();
+    let list = List::new(models(&settings).into_iter().map(|(id, upstream)| Model::new(id, upstream)).collect());
     named(Ok(Json(list).into_response()))
 }
 
@@ -240,14 +241,30 @@ pub async fn get_model(
     State(gateway): State<Arc<Gateway>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Response {
+    let settings = gateway.settings();
     let answer = match path {
         Err(rejection) => Err(Problem::invalid(format!("the path: {}", rejection.body_text())).into()),
-        Ok(Path(id)) => match gateway.upstreams().models().iter().find(|m| *m.id == *id) {
-            Some(model) => Ok(Json(Model::new(&model.id, &model.upstream)).into_response()),
-            None => Err(no_model(&id).into()),
+        Ok(Path(asked)) => match models(&settings).into_iter().find(|(id, _)| **id == *asked) {
+            Some((id, upstream)) => Ok(Json(Model::new(id, upstream)).into_response()),
+            None => Err(no_model(&asked).into()),
         },
     };
     named(answer)
+}
+
+/// The models that are configured, and which upstream each comes from. Upstreams that know no models go by their names.
+fn models(settings: &Settings) -> Vec<(&str, &str)> {
+    let mut models: Vec<(&str, &str)> = Vec::new();
+    for upstream in &settings.upstreams {
+        let id = match &upstream.kind {
+            UpstreamKind::OpenAi { model, .. } => model,
+            UpstreamKind::Simple { .. } | UpstreamKind::Demo { .. } => &upstream.name,
+        };
+        if !models.iter().any(|(known, _)| known == id) {
+            models.push((id, &upstream.name));
+        }
+    }
+    models
 }
 
 fn no_model(id: &str) -> Problem {
@@ -260,10 +277,11 @@ fn no_model(id: &str) -> Problem {
 /// # Errors
 /// There is no such model.
 fn model_name(gateway: &Gateway, asked: &Asked<'_>) -> Result<String, Problem> {
-    let models = gateway.upstreams().models();
+    let settings = gateway.settings();
+    let models = models(&settings);
     match asked.model.as_deref() {
-        None => Ok(models.first().map_or_else(String::new, |m| m.id.to_string())),
-        Some(id) if models.iter().any(|m| *m.id == *id) => Ok(id.to_owned()),
+        None => Ok(models.first().map_or_else(String::new, |(id, _)| (*id).to_owned())),
+        Some(id) if models.iter().any(|(known, _)| *known == id) => Ok(id.to_owned()),
         Some(id) => Err(no_model(id)),
     }
 }
