@@ -27,7 +27,10 @@ async fn only_json_is_taken() {
         let problem = post_raw(&server, TURNS, kind, body).await.problem(415, "invalid_request").await;
         assert!(problem["detail"].as_str().unwrap().contains("application/json"), "{problem}");
     }
-    post_raw(&server, "/v1/chat/completions", Some("text/plain"), body).await.openai_error(415, "invalid_request").await;
+    post_raw(&server, "/v1/chat/completions", Some("text/plain"), body)
+        .await
+        .openai_error(415, "invalid_request")
+        .await;
     let answer = post_raw(&server, TURNS, Some("application/json; charset=utf-8"), body).await;
     assert_eq!(answer.status, StatusCode::OK);
 }
@@ -76,12 +79,12 @@ async fn bodies_are_bounded_whether_announced_or_not() {
 
     // A body without end is read on for a moment only.
     let start = Instant::now();
-    let endless = Body::from_stream(stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(&[b' '; 1000]))).then(
-        async |piece| {
+    let endless = Body::from_stream(
+        stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(&[b' '; 1000]))).then(async |piece| {
             tokio::time::sleep(Duration::from_millis(1)).await;
             piece
-        },
-    ));
+        }),
+    );
     let answer = post_raw(&server, "/v1/chat/completions", Some("application/json"), endless).await;
     answer.openai_error(413, "too_large").await;
     assert!(start.elapsed() < Duration::from_secs(2));
@@ -126,7 +129,8 @@ async fn a_path_says_what_it_takes() {
         let options = server.send(ask(Method::OPTIONS, path).body(Body::empty()).unwrap()).await;
         assert_eq!((options.status, options.header("allow")), (StatusCode::NO_CONTENT, allow));
     }
-    for path in ["/nothing", "/v1/sessions", "/v1/sessions/s/other", "/v1/sessions/s/turns/t", "/v1/sessions/a/b/c/d/e"] {
+    for path in ["/nothing", "/v1/sessions", "/v1/sessions/s/other", "/v1/sessions/s/turns/t", "/v1/sessions/a/b/c/d/e"]
+    {
         server.get(path).await.problem(404, "not_found").await;
     }
 }

@@ -6,7 +6,7 @@ use axum::http::{Method, StatusCode};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::support::{Server, demo, demo_answer, kinds, slow, text_of, with, ask};
+use crate::support::{Server, ask, demo, demo_answer, kinds, slow, text_of, with};
 
 const SSE: (&str, &str) = ("accept", "text/event-stream");
 

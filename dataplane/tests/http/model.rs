@@ -38,11 +38,8 @@ struct Seen {
 
 impl Model {
     pub async fn start() -> Self {
-        let state = Arc::new(Seen {
-            calls: AtomicUsize::new(0),
-            bodies: Mutex::default(),
-            abandoned: watch::Sender::new(0),
-        });
+        let state =
+            Arc::new(Seen { calls: AtomicUsize::new(0), bodies: Mutex::default(), abandoned: watch::Sender::new(0) });
         let router = Router::new()
             .route("/v1/chat/completions", post(chat))
             .route("/v1/completions", post(text))
@@ -79,7 +76,10 @@ impl Model {
     pub async fn abandoned(&self) {
         let mut abandoned = self.state.abandoned.subscribe();
         let left = abandoned.wait_for(|count| *count > 0);
-        tokio::time::timeout(Duration::from_secs(10), left).await.expect("the call goes on without its client").unwrap();
+        tokio::time::timeout(Duration::from_secs(10), left)
+            .await
+            .expect("the call goes on without its client")
+            .unwrap();
     }
 }
 
@@ -107,7 +107,8 @@ impl Seen {
         }
         if body["stream"] != json!(true) {
             // Spaces and an unknown field: what passes through untouched keeps them.
-            let message = if chat { r#""message":{"role":"assistant","content":"whole"}"# } else { r#""text":"whole""# };
+            let message =
+                if chat { r#""message":{"role":"assistant","content":"whole"}"# } else { r#""text":"whole""# };
             let body = format!(
                 r#"{{"id":"x",  "object":"chat.completion","created":1,"model":"tiny/model","odd":[1, 2],"choices":[{{"index":0,{message},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}}}"#
             );
@@ -116,9 +117,14 @@ impl Seen {
         let mut chunks: Vec<String> = said.split_inclusive(' ').map(|word| chunk(word, chat)).collect();
         let hangs = said.starts_with("hang");
         if !hangs {
-            chunks.push(r#"{"id":"x","odd":true,"choices":[{"index":0,"delta":{},"text":"","finish_reason":"stop"}]}"#.into());
+            chunks.push(
+                r#"{"id":"x","odd":true,"choices":[{"index":0,"delta":{},"text":"","finish_reason":"stop"}]}"#.into(),
+            );
             if body["stream_options"]["include_usage"] == json!(true) {
-                chunks.push(r#"{"id":"x","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#.into());
+                chunks.push(
+                    r#"{"id":"x","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#
+                        .into(),
+                );
             }
             chunks.push("[DONE]".into());
         }

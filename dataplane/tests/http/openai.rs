@@ -76,7 +76,10 @@ async fn text_completions_take_one_prompt_or_more() {
     let answer = server.post("/v1/completions", body.clone()).await.json(StatusCode::OK).await;
     assert_eq!(answer["object"], "text_completion");
     assert_eq!(answer["choices"][0]["text"], demo_answer("one"));
-    assert_eq!((&answer["choices"][1]["text"], &answer["choices"][1]["index"]), (&json!(demo_answer("two")), &json!(1)));
+    assert_eq!(
+        (&answer["choices"][1]["text"], &answer["choices"][1]["index"]),
+        (&json!(demo_answer("two")), &json!(1))
+    );
 
     let mut body = body;
     body["stream"] = true.into();
@@ -220,13 +223,19 @@ async fn what_the_model_server_says_passes_through_untouched() {
     let answer = server.post(CHAT, body.clone()).await;
     assert_eq!(answer.status, StatusCode::OK);
     let text = String::from_utf8(answer.bytes().await.to_vec()).unwrap();
-    assert!(text.starts_with(r#"{"id":"x",  "object":"chat.completion""#) && text.contains(r#""odd":[1, 2]"#), "{text}");
+    assert!(
+        text.starts_with(r#"{"id":"x",  "object":"chat.completion""#) && text.contains(r#""odd":[1, 2]"#),
+        "{text}"
+    );
     assert_eq!(model.last_body(), body);
 
     let mut streamed = body;
     streamed["stream"] = true.into();
     let events = server.post(CHAT, streamed.clone()).await.sse().rest().await;
-    assert_eq!(events[0].data.as_deref().unwrap(), r#"{"choices":[{"delta":{"content":"hello"},"index":0}],"id":"x","object":"chunk","odd":true}"#);
+    assert_eq!(
+        events[0].data.as_deref().unwrap(),
+        r#"{"choices":[{"delta":{"content":"hello"},"index":0}],"id":"x","object":"chunk","odd":true}"#
+    );
     assert_eq!(events.last().unwrap().data.as_deref(), Some("[DONE]"));
     assert_eq!(model.last_body(), streamed);
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use serde_json::json;
 
-use crate::support::{Server, demo_answer, slow, text_of, ask};
+use crate::support::{Server, ask, demo_answer, slow, text_of};
 
 #[tokio::test(start_paused = true)]
 async fn a_session_shows_its_history_and_where_its_log_goes_on() {

@@ -76,9 +76,7 @@ impl Server {
     /// A turn as a stream.
     pub async fn turn_stream(&self, session: &str, turn: &str, text: &str) -> Sse {
         let body = json!({"turn": turn, "text": text});
-        self.post_with(&format!("/v1/sessions/{session}/turns"), &[("accept", "text/event-stream")], body)
-            .await
-            .sse()
+        self.post_with(&format!("/v1/sessions/{session}/turns"), &[("accept", "text/event-stream")], body).await.sse()
     }
 
     /// The session's log after a position, as a stream.

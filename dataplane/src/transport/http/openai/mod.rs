@@ -14,7 +14,6 @@ use axum::{
     extract::{Path, Request, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
-use chatgateway_config::{Settings, UpstreamKind};
 use chatgateway_core::{
     error::{ErrorCode, Refusal},
     limits::ANSWER_WAIT_MAX,
@@ -157,7 +156,8 @@ async fn stateless(
 ) -> Result<Response, OpenAiProblem> {
     stays(gateway)?;
     asked.one_choice("this gateway's upstream gives one answer a request")?;
-    let wire = Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked)?, asked.include_usage());
+    let wire =
+        Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked)?, asked.include_usage());
     let upstreams = gateway.upstreams();
     let session = key_of_stateless(&caller(parts))?;
     let calls: Vec<Source> = bodies(kind, asked, body)?
@@ -205,8 +205,7 @@ struct Extra<'a> {
 fn bodies(kind: Kind, asked: &Asked<'_>, body: &Bytes) -> Result<Vec<TurnBody>, Problem> {
     let messages = if kind == Kind::Chat { Some(asked.required_messages()?) } else { None };
     let extra = Extra { messages, model: asked.model.as_deref(), options: ask::options(body)? };
-    let extra: Arc<str> =
-        serde_json::to_string(&extra).map_err(|e| Problem::invalid(format!("the body: {e}")))?.into();
+    let extra: Arc<str> = serde_json::to_string(&extra).map_err(|e| Problem::invalid(format!("the body: {e}")))?.into();
     let texts = match kind {
         Kind::Chat => vec![crate::turn::last_user_text(asked.required_messages()?)?],
         Kind::Text => asked.prompts()?,
@@ -231,20 +230,16 @@ fn whole(wire: &Wire, answers: &[Finished]) -> Response {
 
 /// `GET /v1/models`.
 pub async fn list_models(State(gateway): State<Arc<Gateway>>) -> Response {
-    let settings = gateway.settings();
-    let list = List::new(models(&settings).into_iter().map(|(id, upstream)| Model::new(id, upstream)).collect());
+    let models = models(&gateway);
+    let list = List::new(models.iter().map(|(id, upstream)| Model::new(id, upstream)).collect());
     named(Ok(Json(list).into_response()))
 }
 
 /// `GET /v1/models/{id}`.
-pub async fn get_model(
-    State(gateway): State<Arc<Gateway>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Response {
-    let settings = gateway.settings();
+pub async fn get_model(State(gateway): State<Arc<Gateway>>, path: Result<Path<String>, PathRejection>) -> Response {
     let answer = match path {
         Err(rejection) => Err(Problem::invalid(format!("the path: {}", rejection.body_text())).into()),
-        Ok(Path(asked)) => match models(&settings).into_iter().find(|(id, _)| **id == *asked) {
+        Ok(Path(asked)) => match models(&gateway).iter().find(|(id, _)| *id == asked) {
             Some((id, upstream)) => Ok(Json(Model::new(id, upstream)).into_response()),
             None => Err(no_model(&asked).into()),
         },
@@ -252,16 +247,12 @@ pub async fn get_model(
     named(answer)
 }
 
-/// The models that are configured, and which upstream each comes from. Upstreams that know no models go by their names.
-fn models(settings: &Settings) -> Vec<(&str, &str)> {
-    let mut models: Vec<(&str, &str)> = Vec::new();
-    for upstream in &settings.upstreams {
-        let id = match &upstream.kind {
-            UpstreamKind::OpenAi { model, .. } => model,
-            UpstreamKind::Simple { .. } | UpstreamKind::Demo { .. } => &upstream.name,
-        };
-        if !models.iter().any(|(known, _)| known == id) {
-            models.push((id, &upstream.name));
+/// The models on offer with their upstreams, each once: a fallback may have the same one.
+fn models(gateway: &Gateway) -> Vec<(String, String)> {
+    let mut models: Vec<(String, String)> = Vec::new();
+    for model in gateway.upstreams().models() {
+        if !models.iter().any(|(known, _)| *known == model.id) {
+            models.push((model.id, model.upstream));
         }
     }
     models
@@ -277,11 +268,9 @@ fn no_model(id: &str) -> Problem {
 /// # Errors
 /// There is no such model.
 fn model_name(gateway: &Gateway, asked: &Asked<'_>) -> Result<String, Problem> {
-    let settings = gateway.settings();
-    let models = models(&settings);
+    let mut models = models(gateway).into_iter().map(|(id, _)| id);
     match asked.model.as_deref() {
-        None => Ok(models.first().map_or_else(String::new, |(id, _)| (*id).to_owned())),
-        Some(id) if models.iter().any(|(known, _)| *known == id) => Ok(id.to_owned()),
-        Some(id) => Err(no_model(id)),
+        None => Ok(models.next().unwrap_or_default()),
+        Some(asked) => models.find(|id| id == asked).ok_or_else(|| no_model(asked)),
     }
 }
