@@ -242,7 +242,7 @@ impl Sse {
 
 fn parse(block: &str) -> Event {
     let mut event = Event::default();
-    for line in block.lines() {
+    for line in block.lines().filter(|line| !line.is_empty()) {
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
