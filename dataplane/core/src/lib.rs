@@ -6,9 +6,13 @@
 //! * [`log`]: the session log. Its store scripts as pure functions, its owner and its readers as state machines.
 //! * [`drain`]: how a pod leaves.
 //! * [`error`]: one table of error codes with what each is on every wire, and the WebSocket close codes.
+//! * [`queue`]: who may call a model server now, and who waits.
+//! * [`sse`]: reads server-sent events from any chunks, with a bound.
 //! * [`limits`]: every bound, with the reason for its size.
 
 pub mod drain;
 pub mod error;
 pub mod limits;
 pub mod log;
+pub mod queue;
+pub mod sse;

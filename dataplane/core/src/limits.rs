@@ -164,7 +164,7 @@ pub const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Text of one `delta` entry. What gathers while an append is in flight becomes one entry; after an outage, or when a whole
 /// answer is told again, more than one.
-pub const DELTA_MAX_BYTES: usize = 256 * 1024;
+pub const DELTA_MAX_BYTES: usize = 32 * 1024;
 
 /// First pause before an owner or a reader asks a store again that did not answer. Each further one is twice as long.
 pub const STORE_RETRY_MIN: Duration = Duration::from_millis(50);
@@ -257,3 +257,42 @@ pub mod settings {
     /// Origins that may open a WebSocket: each is compared at each upgrade.
     pub const ORIGINS_MAX: usize = 64;
 }
+
+/// The shortest time a client is asked to wait when a model server has no room: less would only add to the load.
+pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+
+/// The longest such time, whatever the queue or the model server says: a person will not wait longer.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+
+/// A line, and the data of one event, of a model server's stream. The largest seen are tool arguments of some 100 KiB.
+pub const UPSTREAM_LINE_MAX_BYTES: usize = 1024 * 1024;
+
+/// A model server's answer that comes in one piece: the largest answer, every character escaped.
+pub const UPSTREAM_JSON_MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// What is read of a model server's error answer.
+pub const UPSTREAM_ERROR_MAX_BYTES: usize = 16 * 1024;
+
+/// What of a model server's own words a client is told.
+pub const UPSTREAM_MESSAGE_MAX_BYTES: usize = 512;
+
+/// Bytes read from a model server at a time, and the most its response head may have.
+pub const UPSTREAM_READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// How long an idle connection to a model server is kept. Common servers close theirs after 5 s.
+pub const UPSTREAM_IDLE: Duration = Duration::from_secs(4);
+
+/// How long an answer that has told its finish reason may take for its last words (token counts, end mark).
+pub const UPSTREAM_LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long the rest of a finished answer may take to arrive, so that its connection can be used again.
+pub const UPSTREAM_REST: Duration = Duration::from_millis(250);
+
+/// How often an API key's file is looked at.
+pub const KEY_FILE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// An API key's file. Keys have some 200 bytes.
+pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
+
+/// What a gRPC message may have beside its text: field tags, ids, the rest of the message.
+pub const GRPC_MESSAGE_OVERHEAD_BYTES: usize = 4 * 1024;
