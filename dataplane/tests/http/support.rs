@@ -28,9 +28,9 @@ pub fn demo(token_delay: Duration, answer_bytes: Option<usize>) -> Settings {
     settings
 }
 
-/// An answer that takes minutes of (paused) time.
+/// An answer that takes more than a minute of (paused) time, and less than a model server may take.
 pub fn slow() -> Settings {
-    demo(Duration::from_millis(100), Some(20_000))
+    demo(Duration::from_millis(100), Some(4_000))
 }
 
 impl Server {
@@ -226,12 +226,13 @@ impl Sse {
         all
     }
 
-    /// Everything up to and including the first event of this kind.
+    /// Everything up to and including the first event of this kind. An error on the way is none to wait behind.
     pub async fn until(&mut self, event: &str) -> Vec<Event> {
         let mut all = Vec::new();
         loop {
             let next = self.next().await.unwrap_or_else(|| panic!("the stream ended before {event}: {all:?}"));
             let found = next.event == event;
+            assert!(found || next.event != "error", "{next:?}");
             all.push(next);
             if found {
                 return all;

@@ -207,7 +207,10 @@ fn bodies(kind: Kind, asked: &Asked<'_>, body: &Bytes) -> Result<Vec<TurnBody>, 
     let extra = Extra { messages, model: asked.model.as_deref(), options: ask::options(body)? };
     let extra: Arc<str> = serde_json::to_string(&extra).map_err(|e| Problem::invalid(format!("the body: {e}")))?.into();
     let texts = match kind {
-        Kind::Chat => vec![crate::turn::last_user_text(asked.required_messages()?)?],
+        Kind::Chat => {
+            let text = crate::turn::last_user_text(asked.required_messages()?);
+            vec![text.map_err(|r| Problem::from(r).param("messages"))?]
+        }
         Kind::Text => asked.prompts()?,
     };
     Ok(texts.into_iter().map(|text| TurnBody::new(text.into(), extra.clone())).collect())
