@@ -92,26 +92,26 @@ async fn text_completions_take_one_prompt_or_more() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn models_are_listed_and_unknown_ones_refused() {
     let server = Server::quick();
     let list = server.get("/v1/models").await.json(StatusCode::OK).await;
     assert_eq!(list["object"], "list");
     assert_eq!((&list["data"][0]["id"], &list["data"][0]["object"]), (&json!("demo"), &json!("model")));
-    let one = server.get("/v1/models/demo").await.json(StatusCode::OK).await;
-    assert_eq!(one, list["data"][0]);
+    assert_eq!(server.get("/v1/models/demo").await.json(StatusCode::OK).await, list["data"][0]);
     server.get("/v1/models/a/b").await.openai_error(404, "not_found").await;
-    let unknown = hello(json!({"model": "gpt-unknown"}));
-    let refused = server.post(CHAT, unknown.clone()).await;
-    assert_eq!(refused.header("x-should-retry"), "false");
-    assert_eq!(refused.openai_error(404, "not_found").await["param"], "model");
-    server.post_with(CHAT, &[("x-session-id", "s")], unknown).await.openai_error(404, "not_found").await;
-    server.get("/v1/sessions/s").await.problem(404, "not_found").await;
 
     let model = Model::start().await;
     let server = Server::new(model.settings());
     let one = server.get("/v1/models/tiny/model").await.json(StatusCode::OK).await;
     assert_eq!((&one["id"], &one["owned_by"]), (&json!("tiny/model"), &json!("local")));
+    let unknown = hello(json!({"model": "other"}));
+    let refused = server.post(CHAT, unknown.clone()).await;
+    assert_eq!(refused.header("x-should-retry"), "false");
+    assert_eq!(refused.openai_error(404, "not_found").await["param"], "model");
+    server.post_with(CHAT, &[("x-session-id", "s")], unknown).await.openai_error(404, "not_found").await;
+    server.get("/v1/sessions/s").await.problem(404, "not_found").await;
+    assert_eq!(model.calls(), 0);
 }
 
 #[tokio::test(start_paused = true)]

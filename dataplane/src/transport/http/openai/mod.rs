@@ -2,6 +2,7 @@
 //! `x-session-id` the last user message becomes a turn of that session.
 
 mod ask;
+mod pass;
 mod source;
 mod stream;
 mod wire;
@@ -42,7 +43,7 @@ use crate::{
     clock,
     gateway::{Caller, Gateway, SendTurn},
     transport::frame,
-    upstream::Ask,
+    upstream::{Ask, Forward, ForwardPath, Route},
 };
 
 /// Names the session that a request joins, and the one that an answer is of.
@@ -118,7 +119,8 @@ async fn turn(
     };
     let model = asked.model.as_deref().map(ToOwned::to_owned);
     let options = ask::options(body)?;
-    let wire = Wire::new(kind, turn.as_str(), model_name(gateway, asked)?, asked.include_usage());
+    route(gateway, asked)?;
+    let wire = Wire::new(kind, turn.as_str(), model_name(gateway, asked), asked.include_usage());
     let send = SendTurn { session: session.clone(), turn, seq: None, text, messages, model, options };
     let mut readers = gateway.readers(caller(parts));
     let receipt = readers.send(send).await?;
@@ -155,11 +157,22 @@ async fn stateless(
     body: &Bytes,
 ) -> Result<Response, OpenAiProblem> {
     stays(gateway)?;
-    asked.one_choice("this gateway's upstream gives one answer a request")?;
-    let wire =
-        Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked)?, asked.include_usage());
+    let caller = caller(parts);
+    if route(gateway, asked)? == Route::Forward {
+        let forward = Forward {
+            path: if kind == Kind::Chat { ForwardPath::ChatCompletions } else { ForwardPath::Completions },
+            who: caller.address.to_string().into(),
+            model: asked.model.as_deref().map(ToOwned::to_owned),
+            stream: asked.stream(),
+            headers: parts.headers.clone(),
+            body: body.clone(),
+        };
+        return Ok(pass::pass_through(gateway, forward).await?);
+    }
+    asked.one_choice("this model gives one answer a request")?;
+    let wire = Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked), asked.include_usage());
     let upstreams = gateway.upstreams();
-    let session = key_of_stateless(&caller(parts))?;
+    let session = key_of_stateless(&caller)?;
     let calls: Vec<Source> = bodies(kind, asked, body)?
         .into_iter()
         .map(|body| {
@@ -233,8 +246,8 @@ fn whole(wire: &Wire, answers: &[Finished]) -> Response {
 
 /// `GET /v1/models`.
 pub async fn list_models(State(gateway): State<Arc<Gateway>>) -> Response {
-    let models = models(&gateway);
-    let list = List::new(models.iter().map(|(id, upstream)| Model::new(id, upstream)).collect());
+    let models = gateway.upstreams().models();
+    let list = List::new(models.iter().map(|m| Model::new(&m.id, &m.upstream)).collect());
     named(Ok(Json(list).into_response()))
 }
 
@@ -242,38 +255,28 @@ pub async fn list_models(State(gateway): State<Arc<Gateway>>) -> Response {
 pub async fn get_model(State(gateway): State<Arc<Gateway>>, path: Result<Path<String>, PathRejection>) -> Response {
     let answer = match path {
         Err(rejection) => Err(Problem::invalid(format!("the path: {}", rejection.body_text())).into()),
-        Ok(Path(asked)) => match models(&gateway).iter().find(|(id, _)| *id == asked) {
-            Some((id, upstream)) => Ok(Json(Model::new(id, upstream)).into_response()),
-            None => Err(no_model(&asked).into()),
+        Ok(Path(asked)) => match gateway.upstreams().models().iter().find(|m| m.id == asked) {
+            Some(model) => Ok(Json(Model::new(&model.id, &model.upstream)).into_response()),
+            None => {
+                let message = format!("there is no model {asked:?}; GET /v1/models lists those there are");
+                Err(Problem::new(ErrorCode::NotFound, message).param("model").into())
+            }
         },
     };
     named(answer)
 }
 
-/// The models on offer with their upstreams, each once: a fallback may have the same one.
-fn models(gateway: &Gateway) -> Vec<(String, String)> {
-    let mut models: Vec<(String, String)> = Vec::new();
-    for model in gateway.upstreams().models() {
-        if !models.iter().any(|(known, _)| *known == model.id) {
-            models.push((model.id, model.upstream));
-        }
-    }
-    models
-}
-
-fn no_model(id: &str) -> Problem {
-    Problem::new(ErrorCode::NotFound, format!("there is no model {id:?}; GET /v1/models lists those there are"))
-        .param("model")
-}
-
-/// The model that is asked for; the first one where none is named.
+/// How the model that is asked for is reached.
 ///
 /// # Errors
 /// There is no such model.
-fn model_name(gateway: &Gateway, asked: &Asked<'_>) -> Result<String, Problem> {
-    let mut models = models(gateway).into_iter().map(|(id, _)| id);
-    match asked.model.as_deref() {
-        None => Ok(models.next().unwrap_or_default()),
-        Some(asked) => models.find(|id| id == asked).ok_or_else(|| no_model(asked)),
-    }
+fn route(gateway: &Gateway, asked: &Asked<'_>) -> Result<Route, Problem> {
+    let route = gateway.upstreams().route(asked.model.as_deref());
+    route.map_err(|r| Problem::from(gateway.refused(r)).param("model"))
+}
+
+/// What answers say about their model: what was asked for, or the first one where none was.
+fn model_name(gateway: &Gateway, asked: &Asked<'_>) -> String {
+    let named = asked.model.as_deref().map(ToOwned::to_owned);
+    named.unwrap_or_else(|| gateway.upstreams().models().into_iter().next().map_or_else(String::new, |m| m.id))
 }
