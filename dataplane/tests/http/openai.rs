@@ -85,10 +85,10 @@ async fn text_completions_take_one_prompt_or_more() {
     body["stream"] = true.into();
     let chunks = chunks(server.post("/v1/completions", body).await.sse()).await;
     for (index, text) in [(0, "one"), (1, "two")] {
-        let of = chunks.iter().map(|c| &c["choices"][0]).filter(|c| c["index"] == index);
+        let mut of = chunks.iter().map(|c| &c["choices"][0]).filter(|c| c["index"] == index);
         let said: String = of.clone().filter_map(|c| c["text"].as_str()).collect();
         assert_eq!(said, demo_answer(text));
-        assert_eq!(of.last().unwrap()["finish_reason"], "stop");
+        assert_eq!(of.next_back().unwrap()["finish_reason"], "stop");
     }
 }
 
