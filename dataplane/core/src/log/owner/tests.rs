@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    limits::{ANSWER_MAX_BYTES, LEASE_TTL, UNCOMMITTED_MAX_BYTES},
+    limits::{ANSWER_MAX_BYTES, DELTA_MAX_BYTES, LEASE_TTL, UNCOMMITTED_MAX_BYTES},
     log::{
         Begin, BeginReply, CancelReply, ClaimReply, StoreTime,
         store::{SessionState, execute},
@@ -538,8 +538,55 @@ fn a_silent_store_pauses_the_model() {
     rig.say(&half);
     rig.saw(&["pause"]);
     rig.answer();
-    rig.answer();
+    rig.saw(&["deliver a", &format!("append {} bytes", DELTA_MAX_BYTES)]);
+    while rig.owner.upstream == Upstream::Paused {
+        rig.answer();
+    }
+    let waits = rig.owner.turn.text.len() - rig.owner.turn.committed;
+    assert!(waits <= UNCOMMITTED_MAX_BYTES / 2, "{waits}");
     assert!(rig.events().contains(&"resume".to_owned()));
+}
+
+#[test]
+fn an_end_whose_reply_is_lost_is_sent_again_and_readers_look_for_it() {
+    let mut rig = Rig::new();
+    rig.end();
+    let first = rig.call.clone();
+    rig.carry_out();
+    rig.events();
+    rig.lose();
+    assert_eq!(rig.call, first);
+    rig.answer();
+    rig.saw(&["finish done", "reread", "released Idle"]);
+    assert_eq!(rig.log(), ["turn t1", "done"]);
+}
+
+#[test]
+fn an_end_that_fits_on_a_log_that_is_too_short_is_a_loss() {
+    let mut rig = Rig::new();
+    for text in ["a", "b"] {
+        rig.say(text);
+        rig.answer();
+    }
+    rig.say("c");
+    rig.carry_out();
+    rig.slot.as_mut().unwrap().log.as_mut().unwrap().remove(1);
+    rig.events();
+    rig.lose();
+    rig.answer();
+    rig.saw(&["check", "claim"]);
+}
+
+#[test]
+fn a_claims_reply_from_an_earlier_connection_is_checked() {
+    let mut rig = Rig::new();
+    rig.slot.as_mut().unwrap().log = None;
+    rig.hear(OwnerInput::Cancel);
+    rig.answer();
+    rig.hear(OwnerInput::Connection(2));
+    rig.events();
+    rig.answer();
+    rig.saw(&["deliver takeover", "check"]);
 }
 
 #[test]
@@ -556,5 +603,5 @@ fn an_answer_has_a_bound() {
     rig.say("!");
     rig.saw(&["stop", "finish failed too_large"]);
     let largest = rig.slot.as_ref().unwrap().log.as_ref().unwrap().iter().map(|e| e.payload_bytes()).max();
-    assert_eq!(largest, Some(crate::limits::DELTA_MAX_BYTES));
+    assert_eq!(largest, Some(DELTA_MAX_BYTES));
 }

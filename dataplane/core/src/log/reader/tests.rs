@@ -245,6 +245,37 @@ fn a_hole_in_what_is_heard_is_read() {
 }
 
 #[test]
+fn an_entry_that_does_not_follow_is_looked_into_even_below_the_position() {
+    let mut rig = Rig::new();
+    let turn = rig.begin("t1");
+    rig.attach(EntryId::ZERO);
+    rig.live(&turn);
+    // Another log, of a store whose clock is behind: nothing of it follows the position, and all of it is below.
+    rig.slot = None;
+    rig.clock = StoreTime(5);
+    let turn = rig.begin("t2");
+    rig.live(&turn);
+    rig.answer();
+    rig.saw(&["turn", "read", "read", "not recovered"]);
+}
+
+#[test]
+fn what_was_heard_behind_a_hole_makes_it_read_once_more() {
+    let mut rig = Rig::new();
+    let turn = rig.begin("t1");
+    rig.resume(EntryId::ZERO);
+    let Some((after, count)) = rig.read.take() else { unreachable!() };
+    let Reply::Read(page) = rig.ask(&Request::Read { after, count }) else { unreachable!() };
+    rig.append("a");
+    let b = rig.append("b");
+    rig.live(&turn);
+    rig.live(&b);
+    rig.hear(ReaderInput::Page(Ok(page)));
+    rig.answer();
+    rig.saw(&["read", "resumed", "turn", "read", "a", "b"]);
+}
+
+#[test]
 fn positions_that_are_not_of_this_log_are_not_recovered() {
     let mut rig = Rig::new();
     rig.begin("t1");
