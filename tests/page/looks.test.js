@@ -18,7 +18,7 @@ let folder;
 before(async () => {
   browser = await launch();
   folder = await screenshotFolder();
-  gateway = await Gateway.start({ upstreams: [{ name: "demo", type: "Demo", demo: { tokenDelay: "10ms" } }] });
+  gateway = await Gateway.start({ upstreams: [{ name: "demo", type: "Demo", demo: { tokenDelay: "50ms", answerBytes: 600 } }] });
 });
 after(async () => {
   await browser.close();
@@ -42,7 +42,8 @@ for (const [device, size] of [["phone", PHONE], ["desktop", DESKTOP]]) {
       await tab.grown(1, 40);
       await picture(tab, `${device}-${colorScheme}-streaming`);
       await assertFits(tab);
-      await tab.state(1, "done");
+      await tab.page.keyboard.press("Escape");
+      await tab.state(1, "cancelled");
       await assertAccessible(tab);
       await assertBackground(tab, colorScheme);
       if (device === "phone") {
@@ -175,7 +176,8 @@ describe("a very long answer", () => {
     await tab.page.waitForSelector('#turns > li[data-state="done"]', { timeout: 60_000 });
     const longest = await tab.page.evaluate(() => globalThis.longest);
     console.log(`longest time the page was busy: ${Math.round(longest)} ms`);
-    assert.ok(longest < 700, `the page stood still for ${longest} ms`);
+    // Some tens of milliseconds on a quiet machine; drawing all of the answer again for each piece would take many seconds.
+    assert.ok(longest < 2_000, `the page stood still for ${longest} ms`);
     assert.ok(await tab.page.isHidden("#latest"), "the page lost the end of the answer");
     const [{ answer }] = (await long.session(tab.session)).turns;
     await tab.page.reload();
