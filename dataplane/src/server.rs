@@ -33,7 +33,7 @@ use tower::ServiceExt;
 use crate::{
     gateway::Gateway,
     metrics::{OpenConnection, Transport},
-    transport::{grpc, http as rest, ws},
+    transport::{grpc, http as rest, patience::Patient, ws},
 };
 
 /// How many connections may wait to be accepted.
@@ -161,7 +161,7 @@ impl Connection {
         let builder = self.builder();
         let mut leaving = self.gateway.departure.leaving();
         let service = service_fn(move |request| self.clone().answer(request));
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(Patient::new(stream)), service);
         tokio::pin!(connection);
         tokio::select! {
             _ = connection.as_mut() => {}

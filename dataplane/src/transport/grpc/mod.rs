@@ -78,6 +78,8 @@ fn described() -> Builder<'static> {
     Builder::configure()
         .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
         .register_encoded_file_descriptor_set(HEALTH_DESCRIPTORS)
+        // For the details of statuses: tools show them as what they are.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
 /// A service whose clients are taken to have asked everything when they are told to go.

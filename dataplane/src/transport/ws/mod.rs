@@ -20,7 +20,10 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response;
 use crate::{
     gateway::{Caller, Gateway},
     readers::ReaderEvent,
-    transport::frame::{self, SUBPROTOCOL},
+    transport::{
+        frame::{self, SUBPROTOCOL},
+        patience::Patient,
+    },
 };
 use socket::{Incoming, Socket, SocketSettings};
 
@@ -113,9 +116,9 @@ pub fn upgrade(
     let (gateway, caller) = (gateway.clone(), Caller::anonymous(peer.ip()));
     tokio::spawn(async move {
         let Ok(upgraded) = upgraded.await else { return };
-        let Ok(parts) = upgrade::downcast::<TokioIo<TcpStream>>(upgraded) else { return };
+        let Ok(parts) = upgrade::downcast::<TokioIo<Patient<TcpStream>>>(upgraded) else { return };
         let connection = gateway.metrics.connection(crate::metrics::Transport::WebSocket);
-        serve(&gateway, caller, mode, parts.io.into_inner(), parts.read_buf, socket_settings).await;
+        serve(&gateway, caller, mode, parts.io.into_inner().into_inner(), parts.read_buf, socket_settings).await;
         drop(connection);
     });
     Ok(response)
