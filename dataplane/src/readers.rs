@@ -140,6 +140,8 @@ impl Readers {
             let message = format!("a connection may read {SESSIONS_PER_CONNECTION_MAX} sessions; open another one");
             return Err(self.gateway.refused(Refusal::new(ErrorCode::InvalidRequest, message)));
         }
+        // Most connections read one session, and there are many connections.
+        self.attached.reserve_exact(1);
         self.attached.push(None);
         Ok(self.attached.len() - 1)
     }

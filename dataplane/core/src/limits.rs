@@ -106,7 +106,7 @@ pub const MAILBOX_MAX_BYTES: usize = 256 * 1024;
 pub const WS_READ_BUFFER_BYTES: usize = 1024;
 
 /// Largest frame the server sends; longer messages go out as fragments. The codec keeps a buffer of its largest frame.
-pub const WS_FRAGMENT_BYTES: usize = 1024;
+pub const WS_FRAGMENT_BYTES: usize = 512;
 
 /// Bytes gathered for one write to a WebSocket's socket. The buffer is given back when it is empty.
 pub const WS_WRITE_BUFFER_BYTES: usize = 16 * 1024;
