@@ -237,11 +237,7 @@ impl Gateway {
     }
 
     /// Accepts a turn, and runs it here if the session has no owner. Survives the caller's being dropped.
-    pub(crate) async fn begin(
-        self: &Arc<Self>,
-        channel: &Arc<Channel>,
-        send: SendTurn,
-    ) -> Result<Receipt, Refusal> {
+    pub(crate) async fn begin(self: &Arc<Self>, channel: &Arc<Channel>, send: SendTurn) -> Result<Receipt, Refusal> {
         if self.drain.borrow().is_some_and(|plan| clock::now() >= plan.floor) {
             return Err(self.refused(draining()));
         }

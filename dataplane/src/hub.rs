@@ -284,8 +284,7 @@ impl Hub {
         if let Some(channel) = shard.get(key).and_then(Weak::upgrade) {
             return channel;
         }
-        let channel =
-            Arc::new(Channel { key: key.clone(), inner: Mutex::default(), hub: Arc::downgrade(self) });
+        let channel = Arc::new(Channel { key: key.clone(), inner: Mutex::default(), hub: Arc::downgrade(self) });
         shard.insert(key.clone(), Arc::downgrade(&channel));
         channel
     }

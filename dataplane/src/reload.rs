@@ -38,9 +38,13 @@ pub async fn follow(gateway: Arc<Gateway>, file: PathBuf, mut text: String) {
             changed
         };
         match &state.error {
-            Some(error) if changed => tracing::error!("the configuration file is not applied; the last good one stays: {error}"),
+            Some(error) if changed => {
+                tracing::error!("the configuration file is not applied; the last good one stays: {error}")
+            }
             Some(_) => {}
-            None => tracing::info!(hash = %gateway.settings().hash, needs_restart = ?state.needs_restart, "configuration applied"),
+            None => {
+                tracing::info!(hash = %gateway.settings().hash, needs_restart = ?state.needs_restart, "configuration applied")
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use axum::body::Body;
 use chatgateway_core::limits::{
-    GRPC_CONNECTION_WINDOW_BYTES, GRPC_STREAM_WINDOW_BYTES, HEADERS_MAX, HEADER_BYTES_MAX, HTTP1_BUFFER_BYTES,
+    GRPC_CONNECTION_WINDOW_BYTES, GRPC_STREAM_WINDOW_BYTES, HEADER_BYTES_MAX, HEADERS_MAX, HTTP1_BUFFER_BYTES,
     HTTP2_PING_TIMEOUT, HTTP2_SEND_BUFFER_BYTES, REFUSED_CONNECTIONS_MAX,
 };
 use http::{Request, Response, StatusCode, header};
@@ -109,7 +109,8 @@ async fn accept(gateway: Arc<Gateway>, listener: TcpListener, port: Port, router
 fn tune(stream: &TcpStream, keepalive: Duration) {
     // A socket that refuses an option still works.
     let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive).with_interval(keepalive / 4));
+    let _ =
+        SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive).with_interval(keepalive / 4));
 }
 
 /// Tells a client that there is no room; past a bound it is closed without a word.

@@ -103,10 +103,11 @@ pub fn refusal(reply: &BeginReply, turn: &TurnId) -> Refusal {
             expected: Some(*expected),
             ..Refusal::new(ErrorCode::SeqGap, format!("seq: the session's next turn is number {expected}"))
         },
-        BeginReply::Busy => {
-            Refusal::new(ErrorCode::SessionBusy, "too many turns wait in this session; send this one again when some have ended")
-                .retry_after_ms(1_000)
-        }
+        BeginReply::Busy => Refusal::new(
+            ErrorCode::SessionBusy,
+            "too many turns wait in this session; send this one again when some have ended",
+        )
+        .retry_after_ms(1_000),
         BeginReply::Owner { .. } | BeginReply::Queued { .. } | BeginReply::Known(_) => {
             Refusal::new(ErrorCode::Internal, "an accepted turn is no refusal")
         }

@@ -1,5 +1,7 @@
 //! What every session store must do, whatever keeps its state. Each store runs the whole suite.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chatgateway_core::log::*;
@@ -56,8 +58,7 @@ impl Session {
         let kind = EntryKind::Done { finish_reason: "stop".into(), usage: Usage::default() };
         let id = EntryId::new(own.epoch, follows.n + 1);
         let entry = Arc::new(Entry { id, after: None, turn: own.turn.clone(), kind });
-        let finish =
-            Finish { pod: POD, epoch: own.epoch, follows, len, entry, answer: answer.into(), terms: TERMS };
+        let finish = Finish { pod: POD, epoch: own.epoch, follows, len, entry, answer: answer.into(), terms: TERMS };
         match self.call(Request::Finish(finish)).await {
             Reply::Finish(reply) => reply,
             other => panic!("{other:?}"),
@@ -206,18 +207,14 @@ async fn turns_queue_and_run_in_order(store: &Arc<dyn Store>) {
     assert!(matches!(s.begin("t9").await, BeginReply::Busy));
     let mut running = own;
     for i in 1..=8 {
-        let FinishReply::Ended { next: Some(next), appended } =
-            s.finish(&running, running.end, running.len, "").await
+        let FinishReply::Ended { next: Some(next), appended } = s.finish(&running, running.end, running.len, "").await
         else {
             panic!("a turn waits")
         };
         assert_eq!((next.turn.as_str(), appended.len()), (format!("t{i}").as_str(), 2));
         running = next;
     }
-    assert!(matches!(
-        s.finish(&running, running.end, running.len, "").await,
-        FinishReply::Ended { next: None, .. }
-    ));
+    assert!(matches!(s.finish(&running, running.end, running.len, "").await, FinishReply::Ended { next: None, .. }));
     assert!(matches!(s.begin("t9").await, BeginReply::Owner { .. }));
 }
 
@@ -297,8 +294,7 @@ async fn resets_void_and_move_the_base(store: &Arc<dyn Store>) {
     assert!(s.append(&own, 1, "void").await);
     let id = EntryId::new(own.epoch, 2);
     let entry = Arc::new(Entry { id, after: None, turn: turn("a"), kind: EntryKind::Reset });
-    let mut reset =
-        Reset { pod: POD, epoch: own.epoch, follows: EntryId::new(own.epoch, 1), len: 9, entry };
+    let mut reset = Reset { pod: POD, epoch: own.epoch, follows: EntryId::new(own.epoch, 1), len: 9, entry };
     assert!(matches!(s.call(Request::Reset(reset.clone())).await, Reply::Reset(false)), "not the length");
     reset.len = 2;
     assert!(matches!(s.call(Request::Reset(reset)).await, Reply::Reset(true)));
@@ -368,7 +364,8 @@ async fn sessions_expire_whole(store: &Arc<dyn Store>) {
     let BeginReply::Owner { own, .. } = s.begin_as(POD, "a", "x", short).await else { panic!("a new session") };
     let kind = EntryKind::Cancelled;
     let entry = Arc::new(Entry { id: EntryId::new(own.epoch, 1), after: None, turn: turn("a"), kind });
-    let finish = Finish { pod: POD, epoch: own.epoch, follows: own.end, len: 1, entry, answer: "".into(), terms: short };
+    let finish =
+        Finish { pod: POD, epoch: own.epoch, follows: own.end, len: 1, entry, answer: "".into(), terms: short };
     assert!(matches!(s.call(Request::Finish(finish)).await, Reply::Finish(FinishReply::Ended { .. })));
     eventually(async || (!s.read(EntryId::ZERO, 1).await.exists).then_some(())).await;
     assert!(!s.snapshot().await.exists);

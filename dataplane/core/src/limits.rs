@@ -293,3 +293,6 @@ pub const KEY_FILE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An API key's file. Keys have some 200 bytes.
 pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
+
+/// What a gRPC message may have beside its text: field tags, ids, the rest of the message.
+pub const GRPC_MESSAGE_OVERHEAD_BYTES: usize = 4 * 1024;

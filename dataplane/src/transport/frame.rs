@@ -333,9 +333,7 @@ impl<'a> ServerFrame<'a> {
             EntryKind::Reset => Self::Reset { session, turn, id },
             EntryKind::Takeover { .. } => Self::Takeover { session, turn, id },
             EntryKind::Cancelled => Self::Cancelled { session, turn, id },
-            EntryKind::Done { finish_reason, usage } => {
-                Self::Done { session, turn, id, finish_reason, usage: *usage }
-            }
+            EntryKind::Done { finish_reason, usage } => Self::Done { session, turn, id, finish_reason, usage: *usage },
             EntryKind::Failed { code, message } => Self::Error {
                 code: code.as_str(),
                 message,

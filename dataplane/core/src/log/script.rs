@@ -85,7 +85,8 @@ pub struct Begin {
     pub seq: Option<u64>,
     /// What the user said.
     pub body: Arc<TurnBody>,
-    /// Random in 0..2^20: lifts the new epoch where the store's clock is behind.
+    /// Random in 0..2^20: lifts the new epoch where the store's clock is behind. Fresh for every copy that is sent, also
+    /// where the nonce is kept: the store may have carried out the copy before and forgotten it.
     pub jump: u32,
     /// Settings.
     pub terms: Terms,

@@ -1,10 +1,153 @@
-//! gRPC, package `chat.v1`.
+//! gRPC, package `chat.v1`, with health and reflection. Served on our own listener, behind hyper: tonic is the codec and the
+//! router.
 
-use std::sync::Arc;
+mod chat;
+mod message;
+mod read;
+mod status;
 
-use crate::gateway::Gateway;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+};
+
+use axum::extract::ConnectInfo;
+use chatgateway_core::{
+    error::{ErrorCode, Refusal},
+    limits::GRPC_MESSAGE_OVERHEAD_BYTES,
+    log::{SessionId, TurnId},
+};
+use chatgateway_proto::v1::{
+    self,
+    chat_service_server::{ChatService, ChatServiceServer},
+};
+use futures_util::Stream;
+use tonic::{Request, Response, Status, Streaming, service::Routes};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    gateway::{Caller, Gateway},
+    transport::frame,
+};
+
+pub use status::DOMAIN;
 
 /// The services of the gRPC port.
-pub fn router(_: Arc<Gateway>) -> axum::Router {
-    axum::Router::new()
+pub fn router(gateway: Arc<Gateway>) -> axum::Router {
+    let max_bytes = gateway.settings().limits.max_message_bytes + GRPC_MESSAGE_OVERHEAD_BYTES;
+    let (reporter, health) = tonic_health::server::health_reporter();
+    tokio::spawn(report_health(gateway.clone(), reporter));
+    let chat = ChatServiceServer::new(Service { gateway }).max_decoding_message_size(max_bytes);
+    let mut routes = Routes::new(chat).add_service(health);
+    let described =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(v1::DESCRIPTORS);
+    // The descriptors were made by this build; were they broken, the services would still work.
+    if let (Ok(current), Ok(older)) = (described().build_v1(), described().build_v1alpha()) {
+        routes = routes.add_service(current).add_service(older);
+    }
+    routes.prepare().into_axum_router()
+}
+
+async fn report_health(gateway: Arc<Gateway>, reporter: HealthReporter) {
+    let mut drain = gateway.drain_watch();
+    drop(gateway);
+    reporter.set_serving::<ChatServiceServer<Service>>().await;
+    while drain.borrow_and_update().is_none() {
+        if drain.changed().await.is_err() {
+            return;
+        }
+    }
+    reporter.set_not_serving::<ChatServiceServer<Service>>().await;
+    // The empty name stands for the whole server.
+    reporter.set_service_status("", ServingStatus::NotServing).await;
+}
+
+struct Service {
+    gateway: Arc<Gateway>,
+}
+
+impl Service {
+    /// A refusal on its way out, counted.
+    fn refused(&self, refusal: Refusal) -> Status {
+        status::status(&self.gateway.refused(refusal))
+    }
+
+    fn session(&self, id: &str) -> Result<SessionId, Status> {
+        frame::session_id(id).map_err(|r| self.refused(r))
+    }
+
+    fn turn(&self, id: &str) -> Result<TurnId, Status> {
+        frame::turn_id(id).map_err(|r| self.refused(r))
+    }
+}
+
+fn caller<T>(request: &Request<T>) -> Caller {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    Caller::anonymous(peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip()))
+}
+
+type Messages = Pin<Box<dyn Stream<Item = Result<v1::ServerMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ChatService for Service {
+    type ChatStream = Messages;
+    type SendStream = Messages;
+    type ReadStream = Messages;
+
+    async fn chat(&self, request: Request<Streaming<v1::ClientMessage>>) -> Result<Response<Self::ChatStream>, Status> {
+        let readers = self.gateway.readers(caller(&request));
+        Ok(Response::new(Box::pin(chat::serve(self.gateway.clone(), readers, request.into_inner()))))
+    }
+
+    async fn send(&self, request: Request<v1::SendRequest>) -> Result<Response<Self::SendStream>, Status> {
+        let mut readers = self.gateway.readers(caller(&request));
+        let turn = message::turn(request.into_inner()).map_err(|r| self.refused(r))?;
+        let receipt = readers.send(turn).await.map_err(|r| status::status(&r))?;
+        Ok(Response::new(Box::pin(read::turn(readers, receipt))))
+    }
+
+    async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let mut readers = self.gateway.readers(caller(&request));
+        let v1::ReadRequest { session, after } = request.into_inner();
+        let after = if after.is_empty() { "0" } else { &after };
+        let after = frame::position(after).map_err(|r| self.refused(r))?;
+        readers.resume(self.session(&session)?, after).map_err(|r| status::status(&r))?;
+        let resumed = read::resumed(&mut readers).await?;
+        let leaving = self.gateway.departure.leaving();
+        Ok(Response::new(Box::pin(read::session(self.gateway.clone(), readers, leaving, resumed))))
+    }
+
+    async fn get_session(&self, request: Request<v1::GetSessionRequest>) -> Result<Response<v1::Session>, Status> {
+        let caller = caller(&request);
+        let session = self.session(&request.into_inner().session)?;
+        let snapshot = self.gateway.snapshot(&caller, &session).await.map_err(|r| status::status(&r))?;
+        Ok(Response::new(message::session(&session, snapshot)))
+    }
+
+    async fn cancel_turn(
+        &self,
+        request: Request<v1::CancelTurnRequest>,
+    ) -> Result<Response<v1::CancelTurnResponse>, Status> {
+        let caller = caller(&request);
+        let v1::CancelTurnRequest { session, turn } = request.into_inner();
+        let (session, id) = (self.session(&session)?, self.turn(&turn)?);
+        let state = self.gateway.cancel(&caller, &session, &id).await.map_err(|r| status::status(&r))?;
+        Ok(Response::new(v1::CancelTurnResponse { turn, state: state.as_str().into() }))
+    }
+
+    async fn delete_session(
+        &self,
+        request: Request<v1::DeleteSessionRequest>,
+    ) -> Result<Response<v1::DeleteSessionResponse>, Status> {
+        let caller = caller(&request);
+        let session = self.session(&request.into_inner().session)?;
+        self.gateway.delete(&caller, &session).await.map_err(|r| status::status(&r))?;
+        Ok(Response::new(v1::DeleteSessionResponse {}))
+    }
+}
+
+/// What ends a stream whose session was deleted.
+fn gone() -> Status {
+    status::error(ErrorCode::NotFound, "the session was deleted")
 }

@@ -24,10 +24,8 @@ use crate::{gateway::Caller, transport::frame};
 
 /// On whose behalf a request comes. Everything that authenticates belongs here.
 pub fn caller(parts: &Parts) -> Caller {
-    let address = parts
-        .extensions
-        .get::<ConnectInfo<SocketAddr>>()
-        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
+    let address =
+        parts.extensions.get::<ConnectInfo<SocketAddr>>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
     Caller::anonymous(address)
 }
 

@@ -50,10 +50,8 @@ pub async fn get_session(
 ) -> Result<Response, Problem> {
     let session = session_in(path)?;
     let (parts, _) = request.into_parts();
-    let snapshot = gateway
-        .snapshot(&caller(&parts), &session)
-        .await
-        .map_err(|r| Problem::from(r).about(&session, None))?;
+    let snapshot =
+        gateway.snapshot(&caller(&parts), &session).await.map_err(|r| Problem::from(r).about(&session, None))?;
     let body = Snapshot {
         session: &session,
         position: snapshot.position,

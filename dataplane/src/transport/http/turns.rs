@@ -73,7 +73,9 @@ pub async fn post_turn(
         return stream(&gateway, readers, receipt, &parts.headers).await;
     }
     let patience = preferred_wait(&parts.headers);
-    let waited = answer::wait(&gateway, &mut readers, &receipt, patience.unwrap_or(ANSWER_WAIT_MAX).min(ANSWER_WAIT_MAX)).await?;
+    let waited =
+        answer::wait(&gateway, &mut readers, &receipt, patience.unwrap_or(ANSWER_WAIT_MAX).min(ANSWER_WAIT_MAX))
+            .await?;
     let mut response = match waited {
         Waited::Answer(answer) => Json(TurnAnswer::new(&receipt, &answer)).into_response(),
         Waited::NotYet => not_yet(&receipt),

@@ -8,7 +8,10 @@ use chatgateway_core::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{End, Step, socket::{Incoming, Socket}};
+use super::{
+    End, Step,
+    socket::{Incoming, Socket},
+};
 use crate::{
     clock,
     gateway::{Caller, Gateway},
@@ -173,7 +176,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     }
 
     /// Tells a refusal, if it is one.
-    async fn told(&mut self, outcome: Result<(), Refusal>, session: Option<&str>, turn: Option<&str>) -> Result<(), End> {
+    async fn told(
+        &mut self,
+        outcome: Result<(), Refusal>,
+        session: Option<&str>,
+        turn: Option<&str>,
+    ) -> Result<(), End> {
         match outcome {
             Ok(()) => Ok(()),
             Err(refusal) => self.put(&ServerFrame::refusal(&refusal, session, turn)).await,

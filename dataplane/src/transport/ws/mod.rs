@@ -71,9 +71,7 @@ pub fn upgrade(
     let mut response = handshake(&request)?;
     match &mode {
         Mode::Json => {
-            response
-                .headers_mut()
-                .insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+            response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
         }
         Mode::Plain { session, .. } => {
             // An id outside ASCII has no header form that all clients read alike; its sender knows it anyway.
@@ -169,7 +167,8 @@ fn mode(request: &Request<hyper::body::Incoming>) -> Result<Mode, Refusal> {
         return Ok(Mode::Json);
     }
     if !offers.is_empty() {
-        let message = format!("none of the subprotocols {offers:?} is known; offer {SUBPROTOCOL}, or none for plain text");
+        let message =
+            format!("none of the subprotocols {offers:?} is known; offer {SUBPROTOCOL}, or none for plain text");
         return Err(Refusal::new(ErrorCode::InvalidRequest, message));
     }
     let query: PlainQuery = axum::extract::Query::try_from_uri(request.uri())

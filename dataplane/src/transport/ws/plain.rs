@@ -10,7 +10,10 @@ use chatgateway_core::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{End, Step, socket::{Incoming, Socket}};
+use super::{
+    End, Step,
+    socket::{Incoming, Socket},
+};
 use crate::{
     gateway::{Caller, Gateway, SendTurn},
     leaving::Leaving,

@@ -191,9 +191,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let flushed = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut self.stream).poll_flush(cx))).await;
         match flushed {
             Poll::Ready(flushed) => Ok(flushed?),
-            Poll::Pending => Ok(tokio::time::timeout(WRITE_STALL, self.stream.flush())
-                .await
-                .map_err(|_| WriteError::Stalled)??),
+            Poll::Pending => {
+                Ok(tokio::time::timeout(WRITE_STALL, self.stream.flush()).await.map_err(|_| WriteError::Stalled)??)
+            }
         }
     }
 

@@ -286,7 +286,11 @@ impl Owner {
             return;
         }
         self.retry_at = None;
-        let Some(sent) = self.next_call(now, out) else { return };
+        let Some(sent) = self.next_call(now, out) else {
+            // Nothing is to be done, so nothing fails.
+            self.attempts = 0;
+            return;
+        };
         let pod = self.config.pod;
         let request = match &sent {
             Sent::Append { entry, .. } => Request::Append(Arc::clone(entry)),
@@ -314,7 +318,12 @@ impl Owner {
                 self.doubt = Some(append);
                 return Some(Sent::Check);
             }
-            // These recognise themselves.
+            // These recognise themselves. Only the random step is new: the copy before may have been carried out and
+            // forgotten by the store, and its epoch must not be given again.
+            Some(Sent::Claim(mut claim)) => {
+                claim.jump = self.next_jump();
+                return Some(Sent::Claim(claim));
+            }
             Some(again) => return Some(again),
             None => {}
         }
@@ -362,13 +371,24 @@ impl Owner {
         }))
     }
 
+    /// The epoch, and where its log ends. A repeat of the request that gave the ownership may find an end that is not of its
+    /// epoch: a writer that the store has forgotten wrote after it. Nothing can follow that but a new epoch.
+    fn adopt(&mut self, own: &Ownership) {
+        self.epoch = own.epoch;
+        self.end = own.end;
+        self.len = own.len;
+        if own.end.epoch != own.epoch {
+            self.doubt = Some(self.claim_after_loss());
+        }
+    }
+
     /// The store has lost entries: a new epoch, with which the turn's text is told again.
     fn claim_after_loss(&mut self) -> Sent {
         Sent::Claim(Claim {
             pod: self.config.pod,
             nonce: Nonce(self.next_random()),
             why: ClaimReason::Loss { epoch: self.epoch },
-            jump: (self.next_random() >> 44) as u32,
+            jump: self.next_jump(),
             terms: self.config.terms,
         })
     }
@@ -378,6 +398,11 @@ impl Owner {
         let pause = STORE_RETRY_MIN.saturating_mul(1 << self.attempts.min(10)).min(STORE_RETRY_MAX);
         let share = (self.next_random() >> 54) as u32; // 0..1024
         self.retry_at = Some(now + pause / 2 + pause / 2 * share / 1024);
+    }
+
+    /// 0..2^20.
+    fn next_jump(&mut self) -> u32 {
+        (self.next_random() >> 44) as u32
     }
 
     /// SplitMix64.

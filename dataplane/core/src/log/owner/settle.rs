@@ -85,10 +85,7 @@ impl Owner {
         }
         let as_known = reply.end == Some(self.end) && reply.len == self.len;
         match self.doubt.take() {
-            None if as_known => {
-                self.verified = true;
-                self.attempts = 0;
-            }
+            None if as_known => self.verified = true,
             // It did not go in: the same bytes again. A pod that goes away leaves it to the next owner.
             Some(append) if as_known => {
                 self.verified = true;

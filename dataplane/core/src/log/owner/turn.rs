@@ -91,9 +91,7 @@ fn whole_characters(text: &str, max: usize) -> usize {
 impl Owner {
     /// Begins with a turn that nobody ran before, or takes one over.
     pub(super) fn start_turn(&mut self, own: Ownership, now: Instant, out: &mut Vec<OwnerEffect>) {
-        self.epoch = own.epoch;
-        self.end = own.end;
-        self.len = own.len;
+        self.adopt(&own);
         self.turn = Turn::new(&own, now + self.config.turn_deadline);
         if own.start == own.end {
             self.go_on(true, out);
@@ -107,21 +105,20 @@ impl Owner {
 
     /// Goes on from what the log says of the turn: `whole` if it could be read from its beginning without a break.
     fn go_on(&mut self, whole: bool, out: &mut Vec<OwnerEffect>) {
+        let continues = whole && (self.turn.text.is_empty() || self.config.prefill);
         if !whole {
             self.turn.text.clear();
         }
         self.turn.committed = self.turn.text.len();
-        self.turn.stage = Stage::Answer;
-        if self.turn.outcome.is_some() {
-            return;
-        }
+        // What the log tells of it with a hole must be voided, however the turn ends.
+        self.turn.stage = if whole { Stage::Answer } else { Stage::Reset { ask: true } };
         if self.turn.tries >= TAKEOVERS_MAX {
             self.fail_for_takeovers(out);
         } else if self.turn.cancel {
             self.on_cancel(out);
         } else if self.drain {
             // Nothing is begun that another pod has to repeat.
-        } else if whole && (self.turn.text.is_empty() || self.config.prefill) {
+        } else if continues {
             self.ask(out);
         } else {
             self.turn.text.clear();
@@ -175,9 +172,7 @@ impl Owner {
 
     /// The store lost entries of the running turn, and `own` is the new epoch in which it is told again.
     pub(super) fn repair(&mut self, own: Ownership, out: &mut Vec<OwnerEffect>) {
-        self.epoch = own.epoch;
-        self.end = own.end;
-        self.len = own.len;
+        self.adopt(&own);
         self.turn.start = own.start;
         self.turn.tries = own.tries;
         self.turn.entries += 1;

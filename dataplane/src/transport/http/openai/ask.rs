@@ -91,7 +91,8 @@ impl<'a> Asked<'a> {
         self.one_choice(why)?;
         for (name, list) in [("tools", self.tools), ("functions", self.functions)] {
             if list.is_some_and(|list| !matches!(list.get(), "null" | "[]")) {
-                let message = format!("{name}: with x-session-id a turn's answer is text; leave {name} or the header out");
+                let message =
+                    format!("{name}: with x-session-id a turn's answer is text; leave {name} or the header out");
                 return Err(Problem::invalid(message).param(name));
             }
         }
@@ -214,7 +215,9 @@ mod tests {
         let parts = asked(r#"{"messages":[{"role":"user","content":[{"type":"text","text":"x"}]}]}"#);
         let TurnText::Message(list) = parts.turn_text(Kind::Chat).unwrap() else { unreachable!("it has parts") };
         assert_eq!(list.get(), r#"[{"role":"user","content":[{"type":"text","text":"x"}]}]"#);
-        for wrong in [r#"{}"#, r#"{"messages":[]}"#, r#"{"messages":{}}"#, r#"{"messages":[{"role":"system","content":"x"}]}"#] {
+        for wrong in
+            [r#"{}"#, r#"{"messages":[]}"#, r#"{"messages":{}}"#, r#"{"messages":[{"role":"system","content":"x"}]}"#]
+        {
             assert!(asked(wrong).turn_text(Kind::Chat).is_err(), "{wrong}");
         }
     }

@@ -156,7 +156,8 @@ async fn stateless(
 ) -> Result<Response, OpenAiProblem> {
     stays(gateway)?;
     asked.one_choice("this gateway's upstream gives one answer a request")?;
-    let wire = Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked)?, asked.include_usage());
+    let wire =
+        Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked)?, asked.include_usage());
     let upstreams = gateway.upstreams();
     let session = key_of_stateless(&caller(parts))?;
     let calls: Vec<Source> = bodies(kind, asked, body)?
@@ -204,8 +205,7 @@ struct Extra<'a> {
 fn bodies(kind: Kind, asked: &Asked<'_>, body: &Bytes) -> Result<Vec<TurnBody>, Problem> {
     let messages = if kind == Kind::Chat { Some(asked.required_messages()?) } else { None };
     let extra = Extra { messages, model: asked.model.as_deref(), options: ask::options(body)? };
-    let extra: Arc<str> =
-        serde_json::to_string(&extra).map_err(|e| Problem::invalid(format!("the body: {e}")))?.into();
+    let extra: Arc<str> = serde_json::to_string(&extra).map_err(|e| Problem::invalid(format!("the body: {e}")))?.into();
     let texts = match kind {
         Kind::Chat => vec![crate::turn::last_user_text(asked.required_messages()?)?],
         Kind::Text => asked.prompts()?,
@@ -236,10 +236,7 @@ pub async fn list_models(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 /// `GET /v1/models/{id}`.
-pub async fn get_model(
-    State(gateway): State<Arc<Gateway>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Response {
+pub async fn get_model(State(gateway): State<Arc<Gateway>>, path: Result<Path<String>, PathRejection>) -> Response {
     let answer = match path {
         Err(rejection) => Err(Problem::invalid(format!("the path: {}", rejection.body_text())).into()),
         Ok(Path(id)) => match gateway.upstreams().models().iter().find(|m| *m.id == *id) {

@@ -63,7 +63,14 @@ impl Wire {
             match self.kind {
                 Kind::Chat => {
                     let message = Message { role: "assistant", content: &answer.text, refusal: None };
-                    Choice { index, message: Some(message), delta: None, text: None, logprobs: None, finish_reason: end }
+                    Choice {
+                        index,
+                        message: Some(message),
+                        delta: None,
+                        text: None,
+                        logprobs: None,
+                        finish_reason: end,
+                    }
                 }
                 Kind::Text => Choice::text(index, &answer.text, end),
             }
@@ -83,19 +90,25 @@ impl Wire {
 
     /// A piece of text.
     pub fn write_text(&self, out: &mut Vec<u8>, index: usize, text: &str) {
-        self.write_chunk(out, match self.kind {
-            Kind::Chat => Choice::delta(index, None, Some(text), None),
-            Kind::Text => Choice::text(index, text, None),
-        });
+        self.write_chunk(
+            out,
+            match self.kind {
+                Kind::Chat => Choice::delta(index, None, Some(text), None),
+                Kind::Text => Choice::text(index, text, None),
+            },
+        );
     }
 
     /// The end of one answer.
     pub fn write_end(&self, out: &mut Vec<u8>, index: usize, reason: &str) {
         let end = Some(finish_reason(reason));
-        self.write_chunk(out, match self.kind {
-            Kind::Chat => Choice::delta(index, None, None, end),
-            Kind::Text => Choice::text(index, "", end),
-        });
+        self.write_chunk(
+            out,
+            match self.kind {
+                Kind::Chat => Choice::delta(index, None, None, end),
+                Kind::Text => Choice::text(index, "", end),
+            },
+        );
     }
 
     /// The end of the stream.

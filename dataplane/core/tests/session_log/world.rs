@@ -1,0 +1,691 @@
+//! The world of one run: pods, clients, requests on their way, and a random choice of what happens next.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chatgateway_core::log::{
+    Begin, BeginReply, Claim, ClaimReason, ClaimReply, EntryId, EntryKind, Link, Nonce, Owner, OwnerConfig,
+    OwnerEffect, OwnerInput, Ownership, PodId, ReaderEffect, ReaderInput, Reply, Request, Terms, TurnBody, TurnId,
+    Unknown, Usage,
+};
+
+use crate::{
+    random::Random,
+    reader::{Client, Wants},
+    rules::Rule,
+    store::Store,
+};
+
+/// What can go wrong in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Crashes, drains, lost connections, requests and replies, late copies, refused appends, leases that end early.
+    Network,
+    /// That, and clients cancel.
+    Cancel,
+    /// That, and the log keeps only the last turn.
+    Trim,
+    /// That, and the session is deleted.
+    Delete,
+    /// That, and all keys of the session expire.
+    Expire,
+    /// That, and the log is lost alone.
+    Evict,
+    /// That, and the store loses what it last took.
+    Failover,
+    /// The store loses what it last took, and nobody notices: a proxy keeps the connections.
+    Proxy,
+}
+
+impl Kind {
+    /// Whether the store loses anything in such a run.
+    pub fn loses(self) -> bool {
+        matches!(self, Self::Delete | Self::Expire | Self::Evict | Self::Failover | Self::Proxy)
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub steps: usize,
+    pub done: usize,
+    pub cancelled: usize,
+    pub takeovers: usize,
+    pub resets: usize,
+    pub continued: usize,
+    pub told: usize,
+}
+
+/// Who waits for a reply.
+#[derive(Clone, Debug, PartialEq)]
+pub enum By {
+    Owner(u64),
+    Begin(usize),
+    Claim,
+    Read(usize, u64),
+    Snapshot(usize, u64),
+    Client,
+}
+
+/// A request, or its reply, on its way.
+pub struct Flight {
+    pub pod: usize,
+    pub by: By,
+    pub request: Request,
+    pub connection: u64,
+    pub result: Option<Result<Reply, Unknown>>,
+    /// The first of two steps is done (only without [`Rule::AcceptIsOneStep`]).
+    pub looked: bool,
+}
+
+/// The model's answer to one turn, being spoken.
+pub struct Speech {
+    ask: usize,
+    next: usize,
+    paused: bool,
+}
+
+pub struct Runner {
+    pub key: u64,
+    pub owner: Owner,
+    pub speech: Option<Speech>,
+}
+
+pub struct Pod {
+    pub id: PodId,
+    pub connection: u64,
+    pub runners: Vec<Runner>,
+}
+
+/// A turn that a client sends.
+pub struct Sender {
+    pub turn: TurnId,
+    pub outstanding: usize,
+    pub sends_left: usize,
+    pub accepted: bool,
+}
+
+/// What may happen next.
+enum Act {
+    Execute(usize),
+    Receive(usize),
+    Late(usize),
+    Send(usize),
+    Speak(usize, usize),
+    WakeOwner(usize, usize),
+    WakeReader(usize),
+    Hear(usize),
+    Resume(usize),
+    TakeSnapshot(usize),
+    Sweep(usize),
+    WriteHistory(usize),
+    Release(usize),
+}
+
+pub struct World {
+    pub kind: Kind,
+    pub without: Option<Rule>,
+    pub random: Random,
+    pub now: Instant,
+    pub store: Store,
+    /// What the replica has, from the moment it falls behind.
+    pub replica: Option<Option<chatgateway_core::log::store::SessionState>>,
+    pub pods: Vec<Pod>,
+    pub clients: Vec<Client>,
+    pub senders: Vec<Sender>,
+    pub flights: Vec<Flight>,
+    pub late: Vec<(PodId, Request)>,
+    pub faults_left: usize,
+    /// The store has forgotten something it had taken.
+    pub lost: bool,
+    pub prefill: bool,
+    pub tokens: usize,
+    pub terms: Terms,
+    pub failure: Option<String>,
+    pub outcome: Outcome,
+    keys: u64,
+    asks: usize,
+    trace: bool,
+}
+
+impl World {
+    pub fn new(kind: Kind, without: Option<Rule>, seed: u64, trace: bool) -> Self {
+        let mut random = Random(seed);
+        let keep_turns = if kind == Kind::Trim { 1 } else { 40 };
+        let turns = 1 + random.below(if kind == Kind::Trim { 5 } else { 3 });
+        let sender = |i| Sender {
+            turn: TurnId::parse(&format!("t{i}")).unwrap(),
+            outstanding: 0,
+            sends_left: 2,
+            accepted: false,
+        };
+        let mut world = Self {
+            kind,
+            without,
+            now: Instant::now(),
+            store: Store::new(without),
+            replica: None,
+            pods: Vec::new(),
+            clients: (0..3).map(|i| Client::new(i % 2)).collect(),
+            senders: (0..turns).map(sender).collect(),
+            flights: Vec::new(),
+            late: Vec::new(),
+            faults_left: random.below(9),
+            lost: false,
+            prefill: random.chance(50),
+            tokens: 1 + random.below(8),
+            terms: Terms { ttl_ms: 900_000, lease_ms: 4_000, keep_turns },
+            failure: None,
+            outcome: Outcome::default(),
+            keys: 0,
+            asks: 0,
+            trace,
+            random,
+        };
+        world.pods = (0..2).map(|_| world.new_pod()).collect();
+        world
+    }
+
+    pub fn new_pod(&mut self) -> Pod {
+        let id = PodId(u128::from(self.random.number()));
+        Pod { id, connection: self.random.number() % 1_000, runners: Vec::new() }
+    }
+
+    pub fn note(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:>5} {}", self.outcome.steps, what());
+        }
+    }
+
+    pub fn fail(&mut self, why: impl Into<String>) {
+        self.failure.get_or_insert(why.into());
+    }
+
+    /// Runs until everything has come to rest.
+    pub fn run(mut self) -> Result<Outcome, String> {
+        let mut suspected = false;
+        let mut waits = 0;
+        loop {
+            self.outcome.steps += 1;
+            let moment = self.random.below(4_000) as u64;
+            self.pass(Duration::from_micros(moment));
+            let acts = self.acts();
+            if self.faults_left > 0 && self.random.chance(8) {
+                self.faults_left -= 1;
+                self.fault();
+            } else if acts.is_empty() || self.random.chance(1) {
+                if acts.is_empty() && self.at_rest() {
+                    if suspected || !self.kind.loses() {
+                        break;
+                    }
+                    // Whoever reads an idle session is not told of a loss before the next entry, or a new connection.
+                    suspected = true;
+                    self.faults_left = 0;
+                    (0..self.clients.len()).for_each(|i| self.tell_reader(i, ReaderInput::Suspect));
+                } else {
+                    waits += 1;
+                    self.wait();
+                }
+            } else if !acts.is_empty() {
+                let act = self.random.below(acts.len());
+                self.act(&acts[act]);
+            }
+            if self.outcome.steps > 20_000 || waits > 2_000 {
+                self.fail("it does not come to rest: a turn or a reader waits for ever");
+            }
+            if let Some(why) = self.failure.take().or_else(|| self.store.failure.take()) {
+                return Err(why);
+            }
+        }
+        self.check_rest();
+        match self.failure {
+            Some(why) => Err(why),
+            None => Ok(self.outcome),
+        }
+    }
+
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.store.clock_us += time.as_micros() as u64;
+    }
+
+    /// Lets time pass until somebody wants to be woken.
+    fn wait(&mut self) {
+        let owners = self.pods.iter().flat_map(|pod| &pod.runners).filter_map(|runner| runner.owner.timeout());
+        let readers = self.clients.iter().filter_map(|client| client.reader.as_ref()?.timeout());
+        let next = owners.chain(readers).min().unwrap_or(self.now + Duration::from_secs(1));
+        let next = next.clamp(self.now, self.now + Duration::from_secs(1));
+        self.pass(next - self.now + Duration::from_micros(1));
+    }
+
+    fn at_rest(&self) -> bool {
+        let reading = |client: &Client| client.reader.as_ref().is_none_or(|reader| reader.timeout().is_none());
+        !self.store.unfinished()
+            && self.store.owner().is_none()
+            && self.pods.iter().all(|pod| pod.runners.is_empty())
+            && self.senders.iter().all(|sender| sender.accepted)
+            && self.clients.iter().all(reading)
+    }
+
+    fn acts(&self) -> Vec<Act> {
+        let mut acts = Vec::new();
+        for (i, flight) in self.flights.iter().enumerate() {
+            acts.push(if flight.result.is_some() { Act::Receive(i) } else { Act::Execute(i) });
+        }
+        acts.extend((0..self.late.len()).map(Act::Late));
+        for (i, sender) in self.senders.iter().enumerate() {
+            let wants = if sender.accepted { sender.sends_left > 0 && self.faults_left > 0 } else { true };
+            if wants && sender.outstanding < 2 && (sender.sends_left > 0 || sender.outstanding == 0) {
+                acts.push(Act::Send(i));
+            }
+        }
+        for (p, pod) in self.pods.iter().enumerate() {
+            for (r, runner) in pod.runners.iter().enumerate() {
+                if runner.speech.as_ref().is_some_and(|speech| !speech.paused) {
+                    acts.push(Act::Speak(p, r));
+                }
+                if runner.owner.timeout().is_some_and(|at| at <= self.now) {
+                    acts.push(Act::WakeOwner(p, r));
+                }
+            }
+            if self.store.lease_over() && self.looks_for_leases() && !self.claims(p) {
+                acts.push(Act::Sweep(p));
+            }
+        }
+        for (i, client) in self.clients.iter().enumerate() {
+            match (client.wants, &client.reader) {
+                (Wants::Resume, _) => acts.push(Act::Resume(i)),
+                (Wants::Snapshot, _) if !self.flights.iter().any(|f| f.by == By::Snapshot(i, client.generation)) => {
+                    acts.push(Act::TakeSnapshot(i));
+                }
+                (Wants::Nothing, Some(reader)) => {
+                    if !client.live.is_empty() {
+                        acts.push(Act::Hear(i));
+                    }
+                    if reader.timeout().is_some_and(|at| at <= self.now) {
+                        acts.push(Act::WakeReader(i));
+                    }
+                }
+                _ => {}
+            }
+        }
+        acts.extend((0..self.store.unwritten.len()).map(Act::WriteHistory));
+        acts.extend((0..self.store.releases.len()).map(Act::Release));
+        acts
+    }
+
+    fn looks_for_leases(&self) -> bool {
+        self.without != Some(Rule::EndedLeasesAreClaimed)
+    }
+
+    fn claims(&self, pod: usize) -> bool {
+        self.flights.iter().any(|flight| flight.pod == pod && flight.by == By::Claim)
+    }
+
+    fn act(&mut self, act: &Act) {
+        match *act {
+            Act::Execute(i) => self.execute(i),
+            Act::Receive(i) => self.receive(i),
+            Act::Late(i) => {
+                let (pod, request) = self.late.swap_remove(i);
+                self.note(|| format!("a late copy arrives: {request:?}"));
+                self.store.execute(pod, &request);
+                self.check_store();
+            }
+            Act::Send(i) => {
+                let pod = self.random.below(self.pods.len());
+                self.send_turn(i, pod);
+            }
+            Act::Speak(p, r) => self.speak(p, r),
+            Act::WakeOwner(p, r) => self.tell_owner(p, r, OwnerInput::Tick),
+            Act::WakeReader(i) => self.tell_reader(i, ReaderInput::Tick),
+            Act::Hear(i) => {
+                if let Some(entry) = self.clients[i].live.pop_front() {
+                    self.tell_reader(i, ReaderInput::Live(entry));
+                }
+            }
+            Act::Resume(i) => {
+                let mut out = Vec::new();
+                self.note(|| format!("reader {i} resumes after {}", self.clients[i].position));
+                let now = self.now;
+                self.clients[i].resume(now, &mut out);
+                self.reader_effects(i, out);
+            }
+            Act::TakeSnapshot(i) => {
+                let client = &self.clients[i];
+                self.call(client.pod, By::Snapshot(i, client.generation), Request::Snapshot);
+            }
+            Act::Sweep(p) => self.claim(p),
+            Act::WriteHistory(i) => {
+                let (_, row) = self.store.unwritten.swap_remove(i);
+                if let Some(session) = self.store.slot.as_mut() {
+                    session.history.push_back(row);
+                }
+            }
+            Act::Release(i) => {
+                let pod = self.store.releases.swap_remove(i);
+                if let Some(root) = self.store.slot.as_mut().map(|s| &mut s.root).filter(|r| r.owner == Some(pod)) {
+                    root.owner = None;
+                }
+            }
+        }
+    }
+
+    pub fn call(&mut self, pod: usize, by: By, request: Request) {
+        self.note(|| format!("pod {pod} sends {request:?}"));
+        let connection = self.pods[pod].connection;
+        self.flights.push(Flight { pod, by, request, connection, result: None, looked: false });
+    }
+
+    /// The same request, with a random step of its own.
+    fn call_again(&mut self, pod: usize, by: By, mut request: Request) {
+        let fresh = (self.random.number() >> 44) as u32;
+        if let Request::Begin(Begin { jump, .. }) | Request::Claim(Claim { jump, .. }) = &mut request {
+            *jump = fresh;
+        }
+        self.call(pod, by, request);
+    }
+
+    fn send_turn(&mut self, i: usize, pod: usize) {
+        let sender = &mut self.senders[i];
+        sender.outstanding += 1;
+        sender.sends_left = sender.sends_left.saturating_sub(1);
+        let text: Arc<str> = sender.turn.as_str().into();
+        let begin = Begin {
+            pod: self.pods[pod].id,
+            nonce: Nonce(self.random.number()),
+            turn: sender.turn.clone(),
+            seq: None,
+            body: Arc::new(TurnBody::new(text, "".into())),
+            jump: (self.random.number() >> 44) as u32,
+            terms: self.terms,
+        };
+        self.call(pod, By::Begin(i), Request::Begin(begin));
+    }
+
+    fn claim(&mut self, pod: usize) {
+        if !self.looks_for_leases() || self.claims(pod) {
+            return;
+        }
+        let claim = Claim {
+            pod: self.pods[pod].id,
+            nonce: Nonce(self.random.number()),
+            why: ClaimReason::Expired,
+            jump: (self.random.number() >> 44) as u32,
+            terms: self.terms,
+        };
+        self.call(pod, By::Claim, Request::Claim(claim));
+    }
+
+    fn execute(&mut self, i: usize) {
+        let flight = &mut self.flights[i];
+        let pod = self.pods[flight.pod].id;
+        if self.without == Some(Rule::AcceptIsOneStep)
+            && let Request::Begin(begin) = &flight.request
+        {
+            let known = self.store.slot.as_ref().and_then(|s| s.state_of(&begin.turn)).is_some();
+            if !known && !flight.looked {
+                flight.looked = true;
+                return;
+            }
+            if flight.looked
+                && let Some(session) = self.store.slot.as_mut()
+            {
+                session.root.turns.remove(&begin.turn);
+            }
+        }
+        let request = flight.request.clone();
+        let reply = self.store.execute(pod, &request);
+        self.note(|| format!("the store answers {reply:?}"));
+        self.flights[i].result = Some(Ok(reply));
+        self.check_store();
+    }
+
+    fn receive(&mut self, i: usize) {
+        let flight = self.flights.swap_remove(i);
+        let (pod, connection) = (flight.pod, flight.connection);
+        let Some(result) = flight.result else { return };
+        match flight.by {
+            By::Owner(key) => {
+                let lost = result.is_err();
+                if lost
+                    && self.without == Some(Rule::RetryKeepsTheId)
+                    && let Request::Append(entry) = &flight.request
+                {
+                    let id = EntryId::new(entry.id.epoch, entry.id.n + 1);
+                    let again = Arc::new(chatgateway_core::log::Entry { id, ..(**entry).clone() });
+                    return self.call(pod, By::Owner(key), Request::Append(again));
+                }
+                let connection = match self.without {
+                    Some(Rule::CheckAfterReconnect) => 0,
+                    Some(Rule::OldRepliesVerifyNothing) => self.pods[pod].connection,
+                    _ => connection,
+                };
+                if let Some(r) = self.pods[pod].runners.iter().position(|runner| runner.key == key) {
+                    self.tell_owner(pod, r, OwnerInput::Reply { result, connection });
+                }
+            }
+            By::Begin(turn) => self.begun(turn, &flight.request, pod, connection, result),
+            By::Claim => match result {
+                Ok(Reply::Claim(ClaimReply::Owner(own))) => self.start_owner(pod, connection, own),
+                Ok(_) => {}
+                Err(_) => self.call_again(pod, By::Claim, flight.request),
+            },
+            By::Read(reader, generation) => {
+                if self.clients[reader].generation == generation {
+                    let page = result.and_then(|reply| match reply {
+                        Reply::Read(page) => Ok(page),
+                        _ => Err(Unknown),
+                    });
+                    self.tell_reader(reader, ReaderInput::Page(page));
+                }
+            }
+            By::Snapshot(reader, generation) => {
+                let client = &mut self.clients[reader];
+                if let (Ok(Reply::Snapshot(snapshot)), true) = (result, client.generation == generation) {
+                    client.position = snapshot.position;
+                    client.view.clear();
+                    client.wants = Wants::Resume;
+                }
+            }
+            By::Client => {}
+        }
+    }
+
+    fn begun(&mut self, turn: usize, request: &Request, pod: usize, connection: u64, result: Result<Reply, Unknown>) {
+        let Ok(reply) = result else {
+            // The pod sends the very same request again, or the client gives up on it and sends its own.
+            if self.random.chance(70) {
+                return self.call_again(pod, By::Begin(turn), request.clone());
+            }
+            self.senders[turn].outstanding -= 1;
+            return;
+        };
+        self.senders[turn].outstanding -= 1;
+        match reply {
+            Reply::Begin(BeginReply::Owner { own, from }) => {
+                self.senders[turn].accepted = true;
+                if self.random.chance(30) {
+                    let reader = self.random.below(self.clients.len());
+                    let now = self.now;
+                    self.clients[reader].attach(pod, from, now);
+                }
+                self.start_owner(pod, connection, own);
+            }
+            Reply::Begin(BeginReply::Queued { lease_left_ms, .. }) => {
+                self.senders[turn].accepted = true;
+                if lease_left_ms == 0 {
+                    self.claim(pod);
+                }
+            }
+            Reply::Begin(BeginReply::Known(_) | BeginReply::Gone) => self.senders[turn].accepted = true,
+            other => self.fail(format!("a turn that is as it should be gets {other:?}")),
+        }
+    }
+
+    fn start_owner(&mut self, pod: usize, connection: u64, own: Ownership) {
+        self.keys += 1;
+        let key = self.keys;
+        let config = OwnerConfig {
+            pod: self.pods[pod].id,
+            terms: self.terms,
+            prefill: self.prefill,
+            turn_deadline: Duration::from_secs(120),
+        };
+        let present = self.pods[pod].connection;
+        let link = match self.without {
+            Some(Rule::CheckAfterReconnect) => Link { connection: 0, verified: true },
+            Some(Rule::OldRepliesVerifyNothing) => Link { connection: present, verified: true },
+            _ => Link { connection: present, verified: connection == present },
+        };
+        let mut out = Vec::new();
+        let owner = Owner::new(own, config, link, self.random.number(), self.now, &mut out);
+        self.pods[pod].runners.push(Runner { key, owner, speech: None });
+        self.owner_effects(pod, key, out);
+    }
+
+    pub fn tell_owner(&mut self, pod: usize, runner: usize, input: OwnerInput) {
+        let mut out = Vec::new();
+        let runner = &mut self.pods[pod].runners[runner];
+        let key = runner.key;
+        runner.owner.handle(input, self.now, &mut out);
+        self.owner_effects(pod, key, out);
+    }
+
+    fn owner_effects(&mut self, pod: usize, key: u64, effects: Vec<OwnerEffect>) {
+        for effect in effects {
+            let Some(at) = self.pods[pod].runners.iter().position(|runner| runner.key == key) else { return };
+            match effect {
+                OwnerEffect::Call(request) => {
+                    if self.flights.iter().any(|flight| flight.by == By::Owner(key)) {
+                        self.fail("an owner has two calls outstanding");
+                    }
+                    if self.without == Some(Rule::CommitThenDeliver)
+                        && let Request::Append(entry) = &request
+                    {
+                        self.deliver(entry);
+                    }
+                    self.call(pod, By::Owner(key), request);
+                }
+                OwnerEffect::Deliver(entry) => {
+                    let early = self.without == Some(Rule::CommitThenDeliver);
+                    if !early || !matches!(entry.kind, EntryKind::Delta { .. }) {
+                        self.deliver(&entry);
+                    }
+                }
+                OwnerEffect::Reread => {
+                    (0..self.clients.len()).for_each(|i| self.tell_reader(i, ReaderInput::Suspect));
+                }
+                OwnerEffect::Ask { prefix, .. } => {
+                    self.asks += 1;
+                    self.outcome.continued += usize::from(prefix.is_some());
+                    let next = prefix.map_or(0, |text| text.split_whitespace().count());
+                    self.pods[pod].runners[at].speech = Some(Speech { ask: self.asks, next, paused: false });
+                }
+                OwnerEffect::StopUpstream => self.pods[pod].runners[at].speech = None,
+                OwnerEffect::PauseUpstream | OwnerEffect::ResumeUpstream => {
+                    if let Some(speech) = &mut self.pods[pod].runners[at].speech {
+                        speech.paused = effect == OwnerEffect::PauseUpstream;
+                    }
+                }
+                OwnerEffect::Released(why) => {
+                    self.note(|| format!("pod {pod} releases the session: {why:?}"));
+                    self.pods[pod].runners.remove(at);
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, entry: &Arc<chatgateway_core::log::Entry>) {
+        let entry = self.store.as_written(entry);
+        self.note(|| format!("delivered: {} {:?}", entry.id, entry.kind));
+        self.clients.iter_mut().for_each(|client| client.live.push_back(Arc::clone(&entry)));
+    }
+
+    /// The model says the next tokens, each told apart by the request and its place: `request.place`.
+    fn speak(&mut self, pod: usize, r: usize) {
+        let Some(speech) = &mut self.pods[pod].runners[r].speech else { return };
+        let upto = (speech.next + 1 + self.random.below(2)).min(self.tokens);
+        let text: String = (speech.next..upto).map(|k| format!("{}.{k} ", speech.ask)).collect();
+        let fails = self.random.below(100) == 0;
+        let input = if speech.next < self.tokens {
+            speech.next = upto;
+            OwnerInput::Text(text)
+        } else {
+            self.pods[pod].runners[r].speech = None;
+            if fails {
+                let code = chatgateway_core::error::ErrorCode::UpstreamUnavailable;
+                OwnerInput::UpstreamFailed { code, message: "gone".into() }
+            } else {
+                OwnerInput::UpstreamEnd { finish_reason: "stop".into(), usage: Usage::default() }
+            }
+        };
+        self.tell_owner(pod, r, input);
+    }
+
+    pub fn tell_reader(&mut self, i: usize, input: ReaderInput) {
+        let mut out = Vec::new();
+        if self.without == Some(Rule::ReadersCheckTheChain) && self.clients[i].reader.is_some() {
+            self.clients[i].handle_carelessly(input, &mut out);
+        } else {
+            let now = self.now;
+            self.clients[i].handle(input, now, &mut out);
+        }
+        self.reader_effects(i, out);
+    }
+
+    fn reader_effects(&mut self, i: usize, effects: Vec<ReaderEffect>) {
+        for effect in effects {
+            let pod = self.clients[i].pod;
+            match effect {
+                ReaderEffect::Read { after, count } => {
+                    let by = By::Read(i, self.clients[i].generation);
+                    if self.without != Some(Rule::ReadersCheckTheChain) && self.flights.iter().any(|f| f.by == by) {
+                        self.fail("a reader has two reads outstanding");
+                    }
+                    self.call(pod, by, Request::Read { after, count: count.min(3) });
+                }
+                ReaderEffect::Resumed { position } => {
+                    if position != self.clients[i].position {
+                        self.fail("a reader resumes elsewhere than it stands");
+                    }
+                }
+                ReaderEffect::Entry(entry) => self.take(i, entry),
+                ReaderEffect::NotRecovered | ReaderEffect::Slow => self.told(i),
+                ReaderEffect::Gone => {
+                    if !self.lost {
+                        self.fail("a reader is told that its session is gone, and it is not");
+                    }
+                    self.told(i);
+                }
+                ReaderEffect::OwnerSilent { lease_over } => {
+                    if self.without == Some(Rule::ReadersWaitForTheRepair) && !lease_over {
+                        self.told(i);
+                    } else if lease_over {
+                        self.claim(pod);
+                    } else if let Some(p) = self.pods.iter().position(|p| Some(p.id) == self.store.owner()) {
+                        (0..self.pods[p].runners.len()).rev().for_each(|r| self.tell_owner(p, r, OwnerInput::Cancel));
+                    }
+                }
+            }
+        }
+    }
+
+    fn told(&mut self, i: usize) {
+        self.note(|| format!("reader {i} is told of a loss at {}", self.clients[i].position));
+        let client = &mut self.clients[i];
+        client.reader = None;
+        client.live.clear();
+        client.wants = Wants::Snapshot;
+        client.told += 1;
+        self.outcome.told += 1;
+        if client.told > 15 {
+            self.fail("a reader is told of a loss again and again");
+        }
+        if !self.lost && self.kind != Kind::Trim {
+            self.fail("a reader is told of a loss, and nothing was lost");
+        }
+    }
+}
