@@ -115,9 +115,16 @@ impl Positions {
             YamlError::DuplicateMappingKey { key: Some(key), .. } => {
                 Violation { path: path.to_owned(), message: format!("the field `{key}` is there twice"), place }
             }
+            YamlError::MultipleDocuments { .. } => Violation {
+                path: String::new(),
+                message: "a second document begins here; keep one in a file".to_owned(),
+                place,
+            },
             other => {
                 let text = other.to_string();
-                let message = text.lines().next().unwrap_or("this is not valid YAML").to_owned();
+                let line = text.lines().next().unwrap_or_default();
+                // The place is told once, in front.
+                let message = line.rfind(" at line ").map_or(line, |end| &line[..end]).to_owned();
                 Violation { path: path.to_owned(), message, place }
             }
         }

@@ -164,7 +164,7 @@ pub const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Text of one `delta` entry. What gathers while an append is in flight becomes one entry; after an outage, or when a whole
 /// answer is told again, more than one.
-pub const DELTA_MAX_BYTES: usize = 256 * 1024;
+pub const DELTA_MAX_BYTES: usize = 32 * 1024;
 
 /// First pause before an owner or a reader asks a store again that did not answer. Each further one is twice as long.
 pub const STORE_RETRY_MIN: Duration = Duration::from_millis(50);

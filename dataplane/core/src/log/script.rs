@@ -61,6 +61,20 @@ pub enum Request {
     Delete,
 }
 
+impl Request {
+    /// The same request for a further copy, after the outcome of the one before remained unknown. It recognises itself; only
+    /// the random step is new.
+    #[must_use]
+    pub fn again(mut self, jump: u32) -> Self {
+        match &mut self {
+            Self::Begin(begin) => begin.jump = jump,
+            Self::Claim(claim) => claim.jump = jump,
+            _ => {}
+        }
+        self
+    }
+}
+
 /// Times and bounds that a script needs and that are the gateway's settings, not the session's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {

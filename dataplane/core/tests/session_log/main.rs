@@ -7,6 +7,7 @@
 
 mod checks;
 mod faults;
+mod pods;
 mod random;
 mod reader;
 mod rules;

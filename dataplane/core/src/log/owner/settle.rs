@@ -31,7 +31,8 @@ impl Owner {
                 self.after_reset(out);
             }
             (Sent::Claim(_), Ok(Reply::Claim(reply))) => {
-                self.verified = present;
+                // Where its log ends is as fresh as can be; unless the reply came over an earlier connection, see below.
+                self.verified = true;
                 self.claimed(reply, now, out);
             }
             (Sent::EndLease, Ok(_)) => self.release(Release::Drained, out),

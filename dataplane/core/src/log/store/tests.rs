@@ -369,6 +369,23 @@ fn reset_moves_the_base_and_recognises_itself() {
     assert_eq!((snapshot.position, snapshot.turns.len()), (own.end, 1));
 }
 
+fn anew_end(own: &Ownership) -> EntryId {
+    EntryId::new(own.epoch, own.end.n + 1)
+}
+
+#[test]
+fn a_turn_starts_behind_what_a_forgotten_writer_left() {
+    let mut w = World::new();
+    let own = w.own(A, "t1");
+    w.finish(A, &own);
+    let stale = Entry { id: EntryId::new(own.epoch + 50, 3), after: None, turn: turn("t0"), kind: EntryKind::Reset };
+    let id = stale.id;
+    assert_eq!(w.ask(&Request::Append(Arc::new(stale))), Reply::Append(true));
+    let BeginReply::Owner { own, from } = w.begin(A, "t2") else { unreachable!() };
+    assert_eq!((from, w.session().root.base, own.appended[0].after), (id, id, Some(id)));
+    assert!(own.epoch > id.epoch);
+}
+
 #[test]
 fn a_lost_log_starts_anew_and_its_turns_still_run() {
     let mut w = World::new();
@@ -384,6 +401,10 @@ fn a_lost_log_starts_anew_and_its_turns_still_run() {
     assert_eq!(known.from, Some(EntryId::ZERO));
     let FinishReply::Ended { next: Some(next), .. } = w.finish(A, &anew) else { unreachable!() };
     assert_eq!(next.turn, turn("t2"));
+    assert_eq!(w.session().root.base, anew_end(&anew));
+    w.lose_log();
+    let next = owner(w.claim_with(A, 91, ClaimReason::Loss { epoch: next.epoch }));
+    assert_eq!(w.session().root.base, EntryId::ZERO, "what the log told before is gone");
     w.finish(A, &next);
     w.lose_log();
     let own = w.own(B, "t3");

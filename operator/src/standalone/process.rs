@@ -1,0 +1,200 @@
+//! One data-plane process.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+use crate::standalone::admin;
+use crate::standalone::secrets::VARIABLE_PREFIX;
+
+/// How long a process may take from its start until it takes clients.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a process may take until it runs a new configuration: it looks at its file twice a second.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a process is asked meanwhile.
+const ASK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Longest log line that is passed on; what is longer comes in pieces.
+const LOG_LINE_MAX_BYTES: usize = 64 * 1024;
+
+/// A process that was started.
+#[derive(Debug)]
+pub struct Process {
+    /// Its name, which its log lines begin with.
+    pub name: String,
+    /// Its admin port's address.
+    pub admin: SocketAddr,
+    /// Its configuration file.
+    pub config: PathBuf,
+    /// How long it may take to leave before it is killed.
+    pub drain: Duration,
+    /// Since when it is to leave, and until when it may.
+    pub leaving: Option<Leaving>,
+    child: Child,
+}
+
+/// A process that is to leave.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaving {
+    /// When it was told.
+    pub since: Instant,
+    /// When it is killed.
+    pub until: Instant,
+}
+
+impl Process {
+    /// Starts a process on a configuration file that is there. It is killed when this is dropped.
+    ///
+    /// # Errors
+    /// Where the program cannot be started.
+    pub fn start(
+        program: &Path,
+        name: String,
+        config: PathBuf,
+        admin: SocketAddr,
+        drain: Duration,
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new(program);
+        command.arg("run").arg("--config").arg(&config);
+        // A Ctrl-C of the terminal is for the runner: it decides who leaves when.
+        command.process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with(VARIABLE_PREFIX) {
+                command.env_remove(&variable);
+            }
+        }
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        if let Some(stdout) = child.stdout.take() {
+            tokio::spawn(pass_on(name.clone(), stdout));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(pass_on(name.clone(), stderr));
+        }
+        Ok(Self { name, admin, config, drain, leaving: None, child })
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits until it takes clients and runs the configuration of this hash.
+    ///
+    /// # Errors
+    /// Where it ends or does not get there in time.
+    pub async fn ready(&mut self, hash: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            if let Some(status) = self.ended() {
+                bail!("{} ended before it was ready: {}", self.name, describe(status));
+            }
+            let runs_it = admin::status(self.admin).await.is_ok_and(|status| status.config_hash == hash);
+            if runs_it && admin::ready(self.admin).await.unwrap_or(false) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!("{} was not ready within {} s", self.name, READY_TIMEOUT.as_secs());
+            }
+            sleep(ASK_INTERVAL).await;
+        }
+    }
+
+    /// Waits until it has taken the configuration of this hash over.
+    ///
+    /// # Errors
+    /// Where it refuses it, ends, or does not get there in time.
+    pub async fn reloaded(&mut self, hash: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + RELOAD_TIMEOUT;
+        loop {
+            if let Some(status) = self.ended() {
+                bail!("{} ended: {}", self.name, describe(status));
+            }
+            if let Ok(status) = admin::status(self.admin).await {
+                if status.config_hash == hash {
+                    return Ok(());
+                }
+                if let Some(error) = status.config_error {
+                    bail!("{} does not take it: {error}", self.name);
+                }
+            }
+            if Instant::now() >= deadline {
+                bail!("{} did not take it over within {} s", self.name, RELOAD_TIMEOUT.as_secs());
+            }
+            sleep(ASK_INTERVAL).await;
+        }
+    }
+
+    /// Tells it to leave: it finishes what runs, and ends.
+    pub fn leave(&mut self) {
+        let now = Instant::now();
+        self.leaving = Some(Leaving { since: now, until: now + self.drain });
+        // Not there any more is as good as told.
+        if let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        // Not there any more is as good as killed.
+        let _ = self.child.start_kill();
+    }
+}
+
+/// How a process ended, in words.
+pub fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+/// Passes log lines on, each with the name of its process.
+async fn pass_on(name: String, stream: impl AsyncRead + Unpin) {
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match read_line(&mut reader, &mut line).await {
+            Ok(false) | Err(_) => return,
+            Ok(true) => eprint_line(&name, &line),
+        }
+    }
+}
+
+/// Reads up to a line's end, or a bounded piece of a line. False: nothing more comes.
+async fn read_line(reader: &mut (impl AsyncBufReadExt + Unpin), line: &mut Vec<u8>) -> std::io::Result<bool> {
+    loop {
+        let available = reader.fill_buf().await?;
+        if available.is_empty() {
+            return Ok(!line.is_empty());
+        }
+        let end = available.iter().position(|byte| *byte == b'\n');
+        let taken = end.unwrap_or(available.len());
+        line.extend_from_slice(&available[..taken]);
+        reader.consume(end.map_or(taken, |end| end + 1));
+        if end.is_some() || line.len() >= LOG_LINE_MAX_BYTES {
+            return Ok(true);
+        }
+    }
+}
+
+fn eprint_line(name: &str, line: &[u8]) {
+    use std::io::Write;
+    let line = String::from_utf8_lossy(line);
+    // Where nobody reads the log, there is nobody to tell.
+    let _ = writeln!(std::io::stderr().lock(), "{name} | {}", line.trim_end());
+}

@@ -1,0 +1,62 @@
+//! Every example is what it says it is, and what is generated is what is committed.
+
+use std::path::{Path, PathBuf};
+
+use chatgateway_operator::args::crds;
+use chatgateway_operator::plan::{Place, render};
+use chatgateway_operator::{manifest, validate::validate};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn example(name: &str) -> String {
+    std::fs::read_to_string(root().join("examples").join(name)).expect("the example is there")
+}
+
+#[test]
+fn every_example_is_looked_at_here() {
+    let folder = std::fs::read_dir(root().join("examples")).expect("a folder");
+    let mut names: Vec<_> =
+        folder.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    assert_eq!(names, ["full.yaml", "openai.yaml", "quickstart.yaml"]);
+}
+
+#[test]
+fn what_runs_today_is_valid() {
+    for name in ["quickstart.yaml", "openai.yaml"] {
+        let (gateway, _) = manifest::read(&example(name)).expect(name);
+        let validated = validate(&gateway).expect(name);
+        render(&validated, &Place::cluster()).expect(name);
+    }
+}
+
+#[test]
+fn the_full_example_is_read_and_what_is_not_there_yet_is_listed() {
+    let (gateway, positions) = manifest::read(&example("full.yaml")).expect("its shape is right");
+    let errors = positions.locate(validate(&gateway).expect_err("this release has not all of it"));
+    let paths: Vec<_> = errors.violations().iter().map(|violation| violation.path.as_str()).collect();
+    let expected = [
+        "spec.upstreams[0].circuitBreaker",
+        "spec.upstreams[0].batching.mode",
+        "spec.sessions.store.type",
+        "spec.rateLimits",
+    ];
+    assert_eq!(paths, expected, "{errors}");
+    for violation in errors.violations() {
+        assert!(violation.message.contains("not available in this release"), "{violation}");
+        assert!(violation.place.is_some(), "{violation}");
+    }
+}
+
+#[test]
+fn the_definition_in_the_repository_is_that_of_the_types() {
+    let file = root().join("crds/chatgateways.yaml");
+    let fresh = crds().expect("a definition");
+    if std::env::var_os("UPDATE_GOLDENS").is_some() {
+        std::fs::write(&file, &fresh).expect("written");
+    }
+    let committed = std::fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(committed, fresh, "run `make crds`");
+}
