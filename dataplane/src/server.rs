@@ -1,6 +1,9 @@
 //! The listeners. An accept loop of our own: connections are counted and capped, headers have a deadline, and a drain can
 //! let go of idle connections without cutting answers off.
 
+mod opening;
+mod unread;
+
 use std::{
     convert::Infallible,
     io,
@@ -17,7 +20,7 @@ use chatgateway_core::limits::{
     GRPC_CONNECTION_WINDOW_BYTES, GRPC_STREAM_WINDOW_BYTES, HEADER_BYTES_MAX, HEADERS_MAX, HTTP1_BUFFER_BYTES,
     HTTP2_PING_TIMEOUT, HTTP2_SEND_BUFFER_BYTES, REFUSED_CONNECTIONS_MAX,
 };
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, Version, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -145,6 +148,13 @@ impl Connection {
     async fn serve(self, stream: TcpStream, open: OpenConnection) {
         let builder = self.builder();
         let mut leaving = self.gateway.departure.leaving();
+        let opened = tokio::select! {
+            opened = opening::http(&stream, self.gateway.settings().limits.header_timeout) => opened,
+            () = leaving.told() => false,
+        };
+        if !opened {
+            return;
+        }
         let service = service_fn(move |request| self.clone().answer(request));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
@@ -194,9 +204,16 @@ impl Connection {
             });
         }
         request.extensions_mut().insert(axum::extract::ConnectInfo(self.peer));
-        Ok(match self.router.oneshot(request.map(Body::new)).await {
+        // gRPC reads its requests to the end by itself, and its clients wait with an open stream for a refusal.
+        let watched = self.port == Port::Http && request.version() == Version::HTTP_2;
+        let (request, unread) = if watched { unread::watch(request) } else { (request.map(Body::new), None) };
+        let response = match self.router.oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
-        })
+        };
+        if let Some(unread) = unread {
+            unread.read_on().await;
+        }
+        Ok(response)
     }
 }

@@ -82,7 +82,7 @@ node_with() {
 # wait_for FILE PATTERN PID WHAT: the first match of PATTERN in a log that PID writes; it is in $found.
 wait_for() {
   local file=$1 pattern=$2 pid=$3 what=$4 deadline=$((SECONDS + 20))
-  while ! found=$(grep -m1 -oE "$pattern" "$file"); do
+  while ! found=$(grep -m1 -oE "$pattern" "$file" 2>/dev/null); do
     kill -0 "$pid" 2>/dev/null || fail "$what ended before it was ready"
     [ "$SECONDS" -lt "$deadline" ] || fail "$what was not ready in 20 s"
     sleep 0.02
@@ -95,6 +95,8 @@ start_gateway() {
   {
     echo 'listeners: {bind: 127.0.0.1, httpPort: 0, grpcPort: 0, adminPort: 0}'
     echo 'log: {format: json}'
+    # Nobody is waited for when it is stopped.
+    echo 'drain: {acceptFloor: 0s, reconnectSpread: 0s, timeout: 1s}'
     printf '%s\n' "$@"
   } >"$file.yaml"
   "$BIN_DIR/chatgateway-dataplane" run --config "$file.yaml" >"$file.log" 2>&1 &

@@ -138,6 +138,12 @@ pub const REFUSED_CONNECTIONS_MAX: usize = 64;
 /// How often the Memory store looks for expired sessions that nobody asks for.
 pub const MEMORY_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often a connection is looked at whose first bytes came but do not tell yet what it speaks.
+pub const OPENING_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long an HTTP/2 answer that is ready early waits for the rest of its request, so that a broken request is told so.
+pub const UNREAD_BODY_WAIT: Duration = Duration::from_millis(200);
+
 /// Headers of one HTTP/1 request.
 pub const HEADERS_MAX: usize = 64;
 

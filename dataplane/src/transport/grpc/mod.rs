@@ -40,8 +40,11 @@ pub fn router(gateway: Arc<Gateway>) -> axum::Router {
     tokio::spawn(report_health(gateway.clone(), reporter));
     let chat = ChatServiceServer::new(Service { gateway }).max_decoding_message_size(max_bytes);
     let mut routes = Routes::new(chat).add_service(health);
-    let described =
-        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(v1::DESCRIPTORS);
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     // The descriptors were made by this build; were they broken, the services would still work.
     if let (Ok(current), Ok(older)) = (described().build_v1(), described().build_v1alpha()) {
         routes = routes.add_service(current).add_service(older);
