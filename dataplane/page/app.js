@@ -181,6 +181,7 @@ function draw(change) {
     case "all":
       view.redraw(session);
       if (change.lost) notice("forgotten", words.FORGOTTEN);
+      listIfUnknown();
       break;
     case "end":
       announceEnd(change.turn);
@@ -191,6 +192,12 @@ function draw(change) {
   }
   if (change.kind === "begin") storage.remember(session.id, change.turn.text);
   drawFrame();
+}
+
+// A conversation that was opened by its id belongs on the list, too.
+function listIfUnknown() {
+  const [first] = session.ordered();
+  if (first && !storage.sessions().some((known) => known.id === session.id)) storage.remember(session.id, first.text);
 }
 
 // All around the turns: title, notices, buttons.

@@ -111,7 +111,9 @@ export class Writer {
     const heading = HEADING.exec(this.#line);
     const item = heading ? null : ITEM.exec(this.#line);
     if (heading) {
-      this.#startBlock("h", `h${Math.min(6, heading[1].length + 2)}`);
+      // All of one rank: an answer may begin with any level, and a page's headings should not skip one.
+      this.#startBlock("h", "h2");
+      this.#block.className = `level-${heading[1].length}`;
       this.#line = heading[2];
     } else if (item) {
       this.#startBlock("item", "p");

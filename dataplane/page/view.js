@@ -27,6 +27,8 @@ class TurnView {
     this.writer = new Writer(this.answer);
     this.pending = "";
     this.actionsShown = "";
+    // The turn whose answer is drawn; a turn that is asked again is another one under the same id.
+    this.drawn = null;
   }
 
   flush() {
@@ -38,6 +40,15 @@ class TurnView {
   clear() {
     this.pending = "";
     this.writer.clear();
+  }
+
+  // Draws the answer of this turn; null for a message that has none yet.
+  draw(turn) {
+    if (this.drawn === turn) return;
+    this.clear();
+    this.drawn = turn;
+    this.pending = turn?.answer ?? "";
+    this.flush();
   }
 
   setText(text) {
@@ -164,9 +175,8 @@ export class View {
     if (!view) {
       view = new TurnView(turn.id);
       this.#views.set(turn.id, view);
-      view.pending = turn.answer;
-      view.flush();
     }
+    view.draw(turn);
     view.setText(turn.text);
     this.#update(view, turn);
     return view;
@@ -190,6 +200,7 @@ export class View {
       view = new TurnView(item.turn);
       this.#views.set(item.turn, view);
     }
+    view.draw(null);
     view.setText(item.text);
     view.setState(item.state === "refused" ? "refused" : "waiting", outboxNote(item));
     const actions = [];

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use chatgateway_config::ConfigErrors;
 use clap::{Args, Parser, Subcommand};
 
 use crate::plan::{Change, Place, config_map, render};
@@ -77,20 +78,26 @@ pub fn crds() -> anyhow::Result<String> {
     Ok(format!("# Written by `make crds`. Edit operator/api instead.\n{yaml}"))
 }
 
-/// Reads and checks a manifest file.
+/// Reads and checks a manifest file; the gateway and its namespace.
 ///
 /// # Errors
 /// Everything that is wrong with it, with the file's name, the paths and the places.
 pub fn load(file: &Path) -> anyhow::Result<(Validated, Option<String>)> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    check(&text).with_context(|| format!("{} is not valid", file.display()))
+    check(&text).map_err(|errors| not_valid(file, &errors))
 }
 
 /// Reads and checks a manifest; the gateway and its namespace.
-pub(crate) fn check(text: &str) -> anyhow::Result<(Validated, Option<String>)> {
+pub(crate) fn check(text: &str) -> Result<(Validated, Option<String>), ConfigErrors> {
     let (gateway, positions) = manifest::read(text)?;
     let validated = validate(&gateway).map_err(|errors| positions.locate(errors))?;
     Ok((validated, gateway.metadata.namespace))
+}
+
+/// What is wrong with a file, one violation a line.
+pub(crate) fn not_valid(file: &Path, errors: &ConfigErrors) -> anyhow::Error {
+    let lines: String = errors.violations().iter().map(|violation| format!("\n  {violation}")).collect();
+    anyhow::anyhow!("{} is not valid:{lines}", file.display())
 }
 
 fn plan(args: &PlanArgs) -> anyhow::Result<String> {

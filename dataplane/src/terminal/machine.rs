@@ -91,8 +91,10 @@ struct Turn {
     text: String,
     /// Whether its entry was seen: from here on the log tells the rest.
     seen: bool,
-    /// Whether the server told that it has it.
+    /// Whether the server told on this connection that it has it.
     accepted: bool,
+    /// Whether its number in the session is known.
+    numbered: bool,
     stopping: bool,
     retries: u32,
     answer: String,
@@ -221,7 +223,7 @@ impl Machine {
             self.others.clear();
             self.forgotten(out);
             if let Some(turn) = self.turn.as_mut().filter(|turn| turn.seen) {
-                (turn.seen, turn.accepted) = (false, false);
+                (turn.seen, turn.accepted, turn.numbered) = (false, false, false);
                 self.start_over("the answer is asked for again, from its start", out);
             }
         }
@@ -248,12 +250,8 @@ impl Machine {
         mine.accepted = true;
         mine.retries = 0;
         let stopping = mine.stopping;
-        // The numbers go on where they were, unless the session began anew.
-        if !duplicate && seq <= self.last_seq {
-            self.forgotten(out);
-        }
         if !duplicate {
-            self.last_seq = seq;
+            self.number(seq, out);
         }
         if state == "queued" {
             self.say(&format!("waiting: number {} in line", place.unwrap_or(1)), out);
@@ -261,6 +259,15 @@ impl Machine {
         if stopping {
             self.cancel(out);
         }
+    }
+
+    /// The awaited turn got its number. The numbers go on where they were, unless the session began anew.
+    fn number(&mut self, seq: u64, out: &mut Effects) {
+        let Some(mine) = self.turn.as_mut() else { return };
+        if !std::mem::replace(&mut mine.numbered, true) && seq <= self.last_seq {
+            self.forgotten(out);
+        }
+        self.last_seq = seq;
     }
 
     fn entry(&mut self, heard: Heard, out: &mut Effects) {
@@ -292,8 +299,9 @@ impl Machine {
         match heard {
             Heard::Turn { seq, .. } => {
                 mine.seen = true;
-                self.last_seq = self.last_seq.max(seq);
-                if !mine.answer.is_empty() {
+                let shown = !mine.answer.is_empty();
+                self.number(seq, out);
+                if shown {
                     self.start_over("the answer is told from its start", out);
                 }
             }
@@ -476,7 +484,8 @@ impl Machine {
             return out.push(Effect::Ask);
         }
         let answer = String::new();
-        self.turn = Some(Turn { id, text, seen: false, accepted: false, stopping: false, retries: 0, answer });
+        let (seen, accepted, numbered, stopping) = (false, false, false, false);
+        self.turn = Some(Turn { id, text, seen, accepted, numbered, stopping, retries: 0, answer });
         self.send_turn(out);
     }
 

@@ -167,6 +167,19 @@ fn a_session_that_began_anew_unnoticed_is_told_of() {
 }
 
 #[test]
+fn an_entry_may_come_before_its_receipt() {
+    let mut m = machine(true, true);
+    hello(&mut m);
+    line(&mut m, "a");
+    begin(&mut m, "a", "5-0", 1);
+    assert!(!said(&accepted(&mut m, "a", 1), "no longer"));
+    done(&mut m, "a", "5-1");
+    line(&mut m, "b");
+    assert!(said(&begin(&mut m, "b", "6-0", 1), "no longer"), "the number began anew");
+    assert!(!said(&accepted(&mut m, "b", 1), "no longer"));
+}
+
+#[test]
 fn an_answer_that_starts_over_is_told_of_where_it_was_shown() {
     let mut m = in_the_middle(true);
     assert!(said(&entry(&mut m, "takeover", "a", "6-0", ""), "another server"));

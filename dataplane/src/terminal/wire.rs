@@ -56,7 +56,7 @@ impl Wire {
         let dialled = timeout(CONNECT_WITHIN, Self::connect(address)).await;
         let socket = dialled
             .map_err(|_| End::broken(format!("{address} did not answer within {} s", CONNECT_WITHIN.as_secs())))?
-            .map_err(|e| End::broken(format!("{address}: {e:#}")))?;
+            .map_err(|e| End::broken(format!("{address}: {e}")))?;
         Ok(Self { socket, heard_at: Instant::now(), pinged: false })
     }
 

@@ -4,6 +4,8 @@
 //! ([`chatgateway_config::parts`]). Rules that the API server can check are CEL rules here; everything is checked again by
 //! the operator, which tells all violations at once.
 
+#![allow(clippy::duplicated_attributes, reason = "each printed column has its own `type_` and `priority`")]
+
 mod crd;
 mod pod;
 mod scaling;

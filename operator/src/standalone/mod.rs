@@ -14,10 +14,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use chatgateway_config::ConfigErrors;
+use chatgateway_config::yaml::Positions;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use crate::args::check;
+use crate::args::{check, not_valid};
 use crate::standalone::ports::Wanted;
 use crate::standalone::secrets::{SecretArg, Secrets};
 use crate::standalone::supervisor::{Supervisor, reachable};
@@ -94,7 +96,7 @@ impl Runner {
         // The folder goes when this ends, so it must outlive the processes.
         let work = tempfile::Builder::new().prefix("chatgateway-").tempdir().context("cannot make a work folder")?;
         let mut secrets = Secrets::new(args.secrets, work.path().join("secrets"));
-        let gateway = accept(&text, &secrets).with_context(|| format!("{} is not valid", args.file.display()))?;
+        let gateway = accept(&text, &secrets).map_err(|errors| not_valid(&args.file, &errors))?;
         if gateway.replicas() == 0 {
             bail!("{}: spec.replicas is 0, so there is nothing to run", args.file.display());
         }
@@ -152,9 +154,9 @@ impl Runner {
         self.text = text;
         let gateway = match accept(&self.text, &self.secrets) {
             Ok(gateway) => gateway,
-            Err(error) => {
-                let file = self.file.display();
-                return say(&format!("{file} is not valid; the gateway runs on as it is:\n{}", indent(&error)));
+            Err(errors) => {
+                say(&format!("{}", not_valid(&self.file, &errors)));
+                return say("the gateway runs on as it is");
             }
         };
         if gateway == *self.supervisor.gateway() {
@@ -196,6 +198,7 @@ impl Runner {
                 }
             }
         }
+        self.supervisor.last_words().await;
         say("stopped");
         code
     }
@@ -245,19 +248,14 @@ fn only_in_clusters(gateway: &Validated) -> Vec<&'static str> {
 }
 
 /// Reads, checks, and makes sure that every Secret has a value.
-fn accept(text: &str, secrets: &Secrets) -> anyhow::Result<Validated> {
+fn accept(text: &str, secrets: &Secrets) -> Result<Validated, ConfigErrors> {
     let (gateway, _) = check(text)?;
-    secrets.check(&gateway).map_err(|errors| chatgateway_config::yaml::Positions::of(text).locate(errors))?;
+    secrets.check(&gateway).map_err(|errors| Positions::of(text).locate(errors))?;
     Ok(gateway)
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
-}
-
-/// The error and its causes, each line set in.
-fn indent(error: &anyhow::Error) -> String {
-    format!("{error:#}").lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
 /// The data plane's program: as given, or beside this one.

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::standalone::admin;
@@ -21,8 +22,14 @@ const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a process may take until it runs a new configuration: it looks at its file twice a second.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// After which time a refusal is about the new file for certain.
+const REFUSAL_AFTER: Duration = Duration::from_millis(1_500);
+
 /// How often a process is asked meanwhile.
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long the log of a process that has ended is waited for.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Longest log line that is passed on; what is longer comes in pieces.
 const LOG_LINE_MAX_BYTES: usize = 64 * 1024;
@@ -41,6 +48,7 @@ pub struct Process {
     /// Since when it is to leave, and until when it may.
     pub leaving: Option<Leaving>,
     child: Child,
+    logs: Vec<JoinHandle<()>>,
 }
 
 /// A process that is to leave.
@@ -75,13 +83,10 @@ impl Process {
             }
         }
         let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        if let Some(stdout) = child.stdout.take() {
-            tokio::spawn(pass_on(name.clone(), stdout));
-        }
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(pass_on(name.clone(), stderr));
-        }
-        Ok(Self { name, admin, config, drain, leaving: None, child })
+        let stdout = child.stdout.take().map(|stream| tokio::spawn(pass_on(name.clone(), stream)));
+        let stderr = child.stderr.take().map(|stream| tokio::spawn(pass_on(name.clone(), stream)));
+        let logs = stdout.into_iter().chain(stderr).collect();
+        Ok(Self { name, admin, config, drain, leaving: None, child, logs })
     }
 
     /// How it ended, if it has.
@@ -97,6 +102,7 @@ impl Process {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             if let Some(status) = self.ended() {
+                last_words(self.take_logs()).await;
                 bail!("{} ended before it was ready: {}", self.name, describe(status));
             }
             let runs_it = admin::status(self.admin).await.is_ok_and(|status| status.config_hash == hash);
@@ -115,7 +121,8 @@ impl Process {
     /// # Errors
     /// Where it refuses it, ends, or does not get there in time.
     pub async fn reloaded(&mut self, hash: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + RELOAD_TIMEOUT;
+        let start = Instant::now();
+        let deadline = start + RELOAD_TIMEOUT;
         loop {
             if let Some(status) = self.ended() {
                 bail!("{} ended: {}", self.name, describe(status));
@@ -124,7 +131,8 @@ impl Process {
                 if status.config_hash == hash {
                     return Ok(());
                 }
-                if let Some(error) = status.config_error {
+                // What it says of an earlier file goes away when it looks at this one.
+                if let Some(error) = status.config_error.filter(|_| start.elapsed() >= REFUSAL_AFTER) {
                     bail!("{} does not take it: {error}", self.name);
                 }
             }
@@ -145,11 +153,28 @@ impl Process {
         }
     }
 
+    /// The tasks that pass its log on. They end after the process.
+    pub fn take_logs(&mut self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut self.logs)
+    }
+
     /// Ends it at once.
     pub fn kill(&mut self) {
         // Not there any more is as good as killed.
         let _ = self.child.start_kill();
     }
+}
+
+/// Waits for the last log lines of processes that have ended.
+pub async fn last_words(logs: Vec<JoinHandle<()>>) {
+    let all = async {
+        for log in logs {
+            // A log that broke off has no more to tell.
+            let _ = log.await;
+        }
+    };
+    // Something that the process started may hold its end of the pipe open.
+    let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, all).await;
 }
 
 /// How a process ended, in words.

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use chatgateway_config::needs_restart;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::plan::{Place, Rendered, render};
 use crate::standalone::files::replace;
 use crate::standalone::ports::{SharedPorts, Wanted};
-use crate::standalone::process::{Process, describe};
+use crate::standalone::process::{Process, describe, last_words};
 use crate::standalone::say;
 use crate::validate::Validated;
 
@@ -46,6 +47,8 @@ pub struct Supervisor {
     started: usize,
     revision: usize,
     restart: Restart,
+    /// Logs of processes that have ended.
+    logs: Vec<JoinHandle<()>>,
 }
 
 /// When the next process may be started after one died.
@@ -78,6 +81,7 @@ impl Supervisor {
             started: 0,
             revision: 1,
             restart,
+            logs: Vec::new(),
         }
     }
 
@@ -247,7 +251,9 @@ impl Supervisor {
                 index += 1;
                 continue;
             };
-            let process = self.processes.remove(index);
+            let mut process = self.processes.remove(index);
+            self.logs.retain(|log| !log.is_finished());
+            self.logs.extend(process.take_logs());
             // Only a leftover in a folder that goes anyway.
             let _ = std::fs::remove_file(&process.config);
             match process.leaving {
@@ -263,6 +269,11 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// Waits for the last log lines of those that have gone.
+    pub async fn last_words(&mut self) {
+        last_words(std::mem::take(&mut self.logs)).await;
     }
 
     /// Tells all to leave.

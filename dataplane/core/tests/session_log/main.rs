@@ -43,7 +43,7 @@ fn explore(kind: Kind, without: Option<Rule>, runs: u64) -> Result<Vec<Outcome>,
 
 /// Every property holds, and the runs were worth something: turns ended, sessions changed hands, readers were told.
 fn holds(kind: Kind) {
-    let runs = setting("SESSION_LOG_RUNS").unwrap_or(20_000);
+    let runs = setting("SESSION_LOG_RUNS").unwrap_or(10_000);
     let outcomes = match explore(kind, None, runs) {
         Ok(outcomes) => outcomes,
         Err(why) => unreachable!("{why}"),

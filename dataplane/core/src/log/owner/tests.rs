@@ -605,3 +605,130 @@ fn an_answer_has_a_bound() {
     let largest = rig.slot.as_ref().unwrap().log.as_ref().unwrap().iter().map(|e| e.payload_bytes()).max();
     assert_eq!(largest, Some(DELTA_MAX_BYTES));
 }
+
+#[test]
+fn a_check_over_an_earlier_connection_does_not_end_an_ownership() {
+    let mut rig = Rig::new();
+    rig.hear(OwnerInput::Cancel);
+    rig.hear(OwnerInput::Connection(2));
+    let says = crate::log::CheckReply { mine: false, end: None, len: 0, cancel: false, queued: 0 };
+    rig.reply(Ok(Reply::Check(says)));
+    rig.saw(&["deliver turn t1", "ask", "check", "check"]);
+}
+
+#[test]
+fn drain_leaves_what_is_in_doubt_to_the_next_owner() {
+    let mut rig = Rig::new();
+    rig.say("a");
+    rig.hear(OwnerInput::Drain { last_pod: false });
+    rig.events();
+    rig.lose();
+    rig.answer();
+    rig.saw(&["check", "end lease"]);
+
+    let mut rig = Rig::new();
+    rig.say("a");
+    rig.hear(OwnerInput::Drain { last_pod: false });
+    rig.slot.as_mut().unwrap().log = None;
+    rig.events();
+    rig.lose();
+    rig.answer();
+    rig.saw(&["check", "end lease"]);
+}
+
+#[test]
+fn what_failed_is_tried_at_once_over_a_new_connection() {
+    let mut rig = Rig::new();
+    rig.say("a");
+    rig.reply(Err(Unknown));
+    rig.events();
+    rig.hear(OwnerInput::Connection(2));
+    rig.saw(&["check"]);
+}
+
+#[test]
+fn pauses_are_short_again_once_all_was_well() {
+    let mut rig = Rig::new();
+    rig.hear(OwnerInput::Cancel);
+    for _ in 0..6 {
+        rig.lose();
+    }
+    rig.answer();
+    rig.hear(OwnerInput::Cancel);
+    rig.reply(Err(Unknown));
+    assert!(rig.owner.timeout().unwrap() - rig.now <= STORE_RETRY_MIN * 2);
+}
+
+#[test]
+fn a_turn_that_ended_while_it_was_reset_is_not_asked_again() {
+    let mut rig = Rig::new();
+    rig.say("a");
+    rig.answer();
+    let mut rig = rig.taken_over(false);
+    rig.answer();
+    rig.saw(&["deliver takeover", "read", "reset"]);
+    rig.pass(Duration::from_secs(60));
+    rig.hear(OwnerInput::Tick);
+    rig.answer();
+    rig.answer();
+    rig.saw(&["deliver reset", "check", "finish failed upstream_timeout"]);
+}
+
+#[test]
+fn a_turn_that_is_lost_too_often_fails() {
+    let mut rig = Rig::new();
+    for _ in 0..2 {
+        rig.slot.as_mut().unwrap().log = None;
+        rig.hear(OwnerInput::Cancel);
+        rig.answer();
+        rig.answer();
+        rig.answer();
+    }
+    rig.slot.as_mut().unwrap().log = None;
+    rig.hear(OwnerInput::Cancel);
+    rig.events();
+    rig.answer();
+    rig.answer();
+    rig.answer();
+    rig.saw(&["claim", "deliver takeover", "stop", "reset", "deliver reset", "finish failed internal"]);
+}
+
+#[test]
+fn a_cancel_that_a_claim_brings_counts() {
+    let mut rig = Rig::new();
+    rig.say("a");
+    rig.answer();
+    rig.slot.as_mut().unwrap().log = None;
+    rig.hear(OwnerInput::Cancel);
+    rig.answer();
+    let turn = TurnId::parse("t1").unwrap();
+    execute(&mut rig.slot, &Request::Cancel { turn }, rig.clock);
+    rig.events();
+    for _ in 0..4 {
+        rig.answer();
+    }
+    rig.saw(&[
+        "deliver takeover",
+        "stop",
+        "reset",
+        "deliver reset",
+        "append a",
+        "deliver a",
+        "finish cancelled",
+        "deliver cancelled",
+        "released Idle",
+    ]);
+}
+
+#[test]
+fn an_answer_has_a_bound_on_its_entries() {
+    let mut rig = Rig::new();
+    while !rig.events().contains(&"stop".to_owned()) {
+        rig.say("x");
+        rig.answer();
+    }
+    let len = rig.slot.as_ref().unwrap().len();
+    assert_eq!(len, crate::limits::TURN_ENTRIES_MAX);
+    let session = rig.slot.as_ref().unwrap();
+    assert_eq!(session.state_of(&TurnId::parse("t1").unwrap()).unwrap().as_str(), "failed");
+}

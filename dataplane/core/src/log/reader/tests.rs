@@ -461,3 +461,32 @@ fn a_failed_read_is_repeated_ever_more_slowly() {
     rig.answer();
     rig.saw(&["resumed", "turn"]);
 }
+
+#[test]
+fn a_repair_during_the_judgement_is_seen_at_once() {
+    let mut rig = Rig::new();
+    let turn = rig.begin("t1");
+    rig.append("a");
+    rig.append("b");
+    rig.log().remove(1);
+    rig.resume(turn.id);
+    rig.page();
+    rig.repair();
+    rig.answer();
+    rig.saw(&["read", "read", "read", "read", "not recovered"]);
+}
+
+#[test]
+fn a_lease_that_is_over_is_claimed_only_after_silence() {
+    let mut rig = Rig::new();
+    rig.begin("t1");
+    rig.clock.0 += LEASE_TTL.as_micros() as u64;
+    rig.resume(EntryId::ZERO);
+    rig.answer();
+    rig.hear(ReaderInput::Suspect);
+    rig.answer();
+    rig.saw(&["read", "resumed", "turn", "read"]);
+    rig.wake();
+    rig.answer();
+    rig.saw(&["read", "claim"]);
+}

@@ -249,6 +249,7 @@ fn finish_starts_the_next_turn_and_a_repeat_of_it_says_so() {
     let own = w.own(A, "t1");
     w.begin(B, "t2");
     w.cancel("t2");
+    w.pass_ms(3_000);
     let reply = w.finish(A, &own);
     let FinishReply::Ended { appended, next: Some(next) } = reply else { unreachable!("{reply:?}") };
     assert_eq!(appended.iter().map(|e| e.id.n).collect::<Vec<_>>(), [1, 2]);
@@ -257,6 +258,7 @@ fn finish_starts_the_next_turn_and_a_repeat_of_it_says_so() {
         (turn("t2"), 2, appended[1].id, appended[1].id, 3)
     );
     assert!(next.cancel);
+    assert_eq!(w.session().lease_left_ms(w.now), 4_000);
     assert_eq!(w.session().root.base, appended[0].id);
     assert_eq!(w.finish(A, &own), FinishReply::Already { next: Some(next) });
     assert_eq!(w.finish(B, &own), FinishReply::Already { next: None });
@@ -405,6 +407,8 @@ fn a_lost_log_starts_anew_and_its_turns_still_run() {
     w.lose_log();
     let next = owner(w.claim_with(A, 91, ClaimReason::Loss { epoch: next.epoch }));
     assert_eq!(w.session().root.base, EntryId::ZERO, "what the log told before is gone");
+    let BeginReply::Known(known) = w.begin(B, "t2") else { unreachable!() };
+    assert_eq!(known.from, Some(EntryId::ZERO), "and with it where its turn began");
     w.finish(A, &next);
     w.lose_log();
     let own = w.own(B, "t3");
