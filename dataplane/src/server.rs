@@ -149,12 +149,10 @@ impl Connection {
         let builder = self.builder();
         let mut leaving = self.gateway.departure.leaving();
         let opened = tokio::select! {
-            opened = opening::http(&stream, self.gateway.settings().limits.header_timeout) => opened,
-            () = leaving.told() => false,
+            opened = opening::http(stream, self.gateway.settings().limits.header_timeout) => opened,
+            () = leaving.told() => None,
         };
-        if !opened {
-            return;
-        }
+        let Some(stream) = opened else { return };
         let service = service_fn(move |request| self.clone().answer(request));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);

@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
-use chatgateway_core::limits::OPENING_LOOK_INTERVAL;
+use chatgateway_core::limits::{OPENING_LOOK_INTERVAL, OVERSIZED_READ_ON};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 /// How every HTTP/2 connection begins.
@@ -41,8 +42,26 @@ fn look(bytes: &[u8]) -> Opening {
     }
 }
 
-/// Waits for a connection's first bytes, which stay unread. Whether they begin a request.
-pub async fn http(stream: &TcpStream, patience: Duration) -> bool {
+/// Waits for a connection's first bytes, which stay unread. None where they begin no request: it is closed then.
+pub async fn http(stream: TcpStream, patience: Duration) -> Option<TcpStream> {
+    if begins(&stream, patience).await {
+        return Some(stream);
+    }
+    close(stream).await;
+    None
+}
+
+/// Closes in good order: what was sent is read for a moment, or the client would see a reset.
+async fn close(mut stream: TcpStream) {
+    let closing = async {
+        let _ = stream.shutdown().await;
+        let mut sink = [0; 1024];
+        while let Ok(1..) = stream.read(&mut sink).await {}
+    };
+    let _ = timeout(OVERSIZED_READ_ON, closing).await;
+}
+
+async fn begins(stream: &TcpStream, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     let mut bytes = [0; 32];
     loop {

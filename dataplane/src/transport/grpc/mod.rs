@@ -44,6 +44,8 @@ pub fn router(gateway: Arc<Gateway>) -> axum::Router {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // What statuses carry: tools then show it in words.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     // The descriptors were made by this build; were they broken, the services would still work.
     if let (Ok(current), Ok(older)) = (described().build_v1(), described().build_v1alpha()) {
