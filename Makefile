@@ -6,13 +6,13 @@ MANIFEST ?= examples/quickstart.yaml
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: ## Build, and run MANIFEST (default examples/quickstart.yaml) on this machine
+run: ## Build, and run MANIFEST (default examples/quickstart.yaml) on this machine (ARGS="--http-port 0")
 	@echo "Building (some minutes the first time) ..."
 	@$(CARGO) build --release --quiet -p chatgateway-operator -p chatgateway-dataplane
-	@exec target/release/chatgateway-operator standalone -f $(MANIFEST)
+	@exec target/release/chatgateway-operator standalone -f $(MANIFEST) $(ARGS)
 
 .PHONY: test
 test: lint unit page-test peers ## Install what tests need, then run everything

@@ -248,7 +248,7 @@ impl Gateway {
             turn: send.turn.clone(),
             seq: send.seq,
             body: Arc::new(body),
-            jump: rand::random::<u32>() >> 12,
+            jump: jump(),
             terms: self.terms(),
         };
         let request = Request::Begin(begin);
@@ -379,7 +379,7 @@ impl Gateway {
                 pod: gateway.pod,
                 nonce: Nonce(rand::random()),
                 why: ClaimReason::Expired,
-                jump: rand::random::<u32>() >> 12,
+                jump: jump(),
                 terms: gateway.terms(),
             };
             let request = Request::Claim(claim);
@@ -398,12 +398,12 @@ impl Gateway {
         self.settled(key, request, call).await.result.map_err(|_| self.refused(unavailable()))
     }
 
-    /// The answer of a call; while its outcome is unknown the very same request is sent again.
+    /// The answer of a call; while its outcome is unknown the request is sent again, in a form that recognises itself.
     async fn settled(&self, key: &SessionKey, request: Request, mut call: Call) -> Answer {
         for _ in 1..STORE_CALL_TRIES {
             match tokio::time::timeout(STORE_CALL_TIMEOUT, call).await {
                 Ok(answer) if answer.result.is_ok() => return answer,
-                _ => call = self.store.call(key, request.clone()),
+                _ => call = self.store.call(key, request.clone().again(jump())),
             }
         }
         let timeout = crate::store::StoreError::Timeout(millis(STORE_CALL_TIMEOUT));
@@ -432,6 +432,11 @@ impl Drop for RunningTurn {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// What lifts a new epoch where the store's clock is behind.
+fn jump() -> u32 {
+    rand::random::<u32>() >> 12
 }
 
 fn millis(duration: std::time::Duration) -> u64 {

@@ -198,7 +198,7 @@ impl Connection {
             let answer = ws::upgrade(&self.gateway, request, self.peer);
             return Ok(match answer {
                 Ok(response) => response.map(|()| Body::empty()),
-                Err(refusal) => ws::handshake_refused(&self.gateway.refused(refusal)),
+                Err(error) => ws::handshake_refused(&self.gateway, error),
             });
         }
         request.extensions_mut().insert(axum::extract::ConnectInfo(self.peer));

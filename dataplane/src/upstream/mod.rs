@@ -3,13 +3,26 @@
 //! [`Upstreams::ask`] gives a stream that is read by polling it: whoever stops polling stops the model server, and whoever
 //! drops it cancels the call. A stream has no task and no channel of its own.
 
+mod connect;
 mod demo;
+mod failure;
+mod forward;
+mod key;
 mod models;
+mod openai;
+mod pool;
+mod reading;
+mod server;
+mod simple;
+mod start;
 mod status;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -19,9 +32,16 @@ use chatgateway_core::{
     error::ErrorCode,
     log::{HistoryTurn, SessionKey, TurnBody, Usage},
 };
+use futures_util::future::BoxFuture;
 
-pub use self::status::{Counters, UpstreamStatus};
-use self::{demo::DemoStream, status::Gauge};
+use self::{
+    demo::DemoStream, failure::Failure, key::ApiKey, openai::Extra, reading::Reading, server::Server, status::Gauge,
+};
+pub use self::{
+    forward::{Forward, ForwardBody, ForwardPath},
+    models::{OfferedModel, Route},
+    status::{Counters, UpstreamStatus},
+};
 
 /// What a model is asked.
 #[derive(Clone, Debug)]
@@ -59,7 +79,7 @@ pub enum UpstreamEvent {
     },
 }
 
-/// The model servers of a configuration.
+/// The model servers of a configuration, the preferred one first.
 pub struct Upstreams {
     list: Vec<Arc<Upstream>>,
 }
@@ -68,6 +88,14 @@ pub struct Upstreams {
 struct Upstream {
     settings: UpstreamSettings,
     counters: Arc<Counters>,
+    kind: Kind,
+}
+
+/// What it speaks, and through what it is reached.
+enum Kind {
+    Demo { token_delay: Duration, answer_bytes: Option<usize> },
+    OpenAi { server: Arc<Server>, model: Arc<str>, prefill: bool },
+    Simple { server: Arc<Server>, max_tokens: u32 },
 }
 
 impl Upstreams {
@@ -76,22 +104,48 @@ impl Upstreams {
     /// # Errors
     /// A URL that is none, an API key that cannot be read.
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
-        let list = settings.upstreams.iter().map(|upstream| Upstream::new(upstream).map(Arc::new));
+        Self { list: Vec::new() }.renewed(settings)
+    }
+
+    /// The same for changed settings. An upstream that is as before keeps its connections, its queue and its counters.
+    ///
+    /// # Errors
+    /// As for [`Upstreams::new`]; this one goes on as it is.
+    pub fn renewed(&self, settings: &Settings) -> anyhow::Result<Self> {
+        let list = settings.upstreams.iter().map(|settings| {
+            match self.list.iter().find(|upstream| upstream.settings == *settings) {
+                Some(upstream) => Ok(upstream.clone()),
+                None => Upstream::new(settings).map(Arc::new),
+            }
+        });
         Ok(Self { list: list.collect::<anyhow::Result<_>>()? })
     }
 
-    /// Asks the model. Nothing happens before the stream is polled.
+    /// Asks the model. Nothing is sent before the stream is polled.
     pub fn ask(&self, ask: Ask) -> UpstreamStream {
-        UpstreamStream { state: self.start(&ask) }
+        // The way of the built-in upstream alone: nothing to look up.
+        if let [upstream] = &self.list[..]
+            && let Some(demo) = upstream.demo(&ask)
+        {
+            return UpstreamStream { state: State::Demo(demo) };
+        }
+        UpstreamStream { state: self.start(ask).unwrap_or_else(|failure| State::Failed(Box::new(failure))) }
     }
 
-    fn start(&self, ask: &Ask) -> State {
-        let Some(upstream) = self.list.first() else { return State::Over };
-        match &upstream.settings.kind {
-            UpstreamKind::Demo { token_delay, answer_bytes } => {
-                State::Demo(DemoStream::new(ask, *token_delay, *answer_bytes, Gauge::new(&upstream.counters)))
-            }
-            UpstreamKind::OpenAi { .. } | UpstreamKind::Simple { .. } => State::Over,
+    fn start(&self, ask: Ask) -> Result<State, Failure> {
+        let extra = Extra::read(&ask.body.extra).map_err(|what| Failure::request(ErrorCode::InvalidRequest, what))?;
+        let own_model = extra.model.is_some();
+        let model = extra.model.as_ref().map(|model| &*model.0);
+        let mut candidates = self.candidates(model).map_err(|what| Failure::request(what.code, what.message))?;
+        if ask.prefix.is_some() {
+            candidates.retain(|upstream| upstream.prefill());
+        }
+        match candidates.first() {
+            None => Err(Failure::unavailable("for this model", "is none that continues a partial answer")),
+            Some(first) => Ok(match first.demo(&ask) {
+                Some(demo) => State::Demo(demo),
+                None => State::Starting(Box::pin(start::start(candidates, ask, own_model))),
+            }),
         }
     }
 
@@ -104,7 +158,7 @@ impl Upstreams {
     /// Whether an upstream has a use for the session's history.
     #[must_use]
     pub fn wants_history(&self) -> bool {
-        self.list.iter().any(|upstream| matches!(upstream.settings.kind, UpstreamKind::OpenAi { .. }))
+        self.list.iter().any(|upstream| matches!(upstream.kind, Kind::OpenAi { .. }))
     }
 
     /// How long a turn can take at most, if every upstream in turn uses all of its time.
@@ -117,13 +171,12 @@ impl Upstreams {
     #[must_use]
     pub fn status(&self) -> Vec<UpstreamStatus> {
         let status = |upstream: &Arc<Upstream>| {
-            let settings = &upstream.settings;
-            let (kind, model) = match &settings.kind {
-                UpstreamKind::OpenAi { model, .. } => ("openai", Some(model.as_str())),
-                UpstreamKind::Simple { .. } => ("simple", None),
-                UpstreamKind::Demo { .. } => ("demo", None),
+            let (kind, model) = match &upstream.kind {
+                Kind::OpenAi { model, .. } => ("openai", Some(&**model)),
+                Kind::Simple { .. } => ("simple", None),
+                Kind::Demo { .. } => ("demo", None),
             };
-            upstream.counters.status(&settings.name, kind, model)
+            upstream.counters.status(&upstream.settings.name, kind, model)
         };
         self.list.iter().map(status).collect()
     }
@@ -137,14 +190,40 @@ impl fmt::Debug for Upstreams {
 
 impl Upstream {
     fn new(settings: &UpstreamSettings) -> anyhow::Result<Self> {
-        Ok(Self { settings: settings.clone(), counters: Arc::default() })
+        let server = |url, key| anyhow::Ok(Arc::new(Server::new(settings, url, key)?));
+        let kind = match &settings.kind {
+            UpstreamKind::Demo { token_delay, answer_bytes } => {
+                Kind::Demo { token_delay: *token_delay, answer_bytes: *answer_bytes }
+            }
+            UpstreamKind::OpenAi { url, model, api_key_file, prefill } => {
+                let key = api_key_file.as_deref().map(ApiKey::open).transpose()?;
+                Kind::OpenAi { server: server(url, key)?, model: model.as_str().into(), prefill: *prefill }
+            }
+            UpstreamKind::Simple { url, max_tokens } => {
+                Kind::Simple { server: server(url, None)?, max_tokens: *max_tokens }
+            }
+        };
+        let counters = match &kind {
+            Kind::Demo { .. } => Arc::default(),
+            Kind::OpenAi { server, .. } | Kind::Simple { server, .. } => server.counters.clone(),
+        };
+        Ok(Self { settings: settings.clone(), counters, kind })
     }
 
     fn prefill(&self) -> bool {
-        match self.settings.kind {
-            UpstreamKind::OpenAi { prefill, .. } => prefill,
-            UpstreamKind::Simple { .. } => false,
-            UpstreamKind::Demo { .. } => true,
+        match self.kind {
+            Kind::OpenAi { prefill, .. } => prefill,
+            Kind::Simple { .. } => false,
+            Kind::Demo { .. } => true,
+        }
+    }
+
+    fn demo(&self, ask: &Ask) -> Option<DemoStream> {
+        match self.kind {
+            Kind::Demo { token_delay, answer_bytes } => {
+                Some(DemoStream::new(ask, token_delay, answer_bytes, Gauge::new(&self.counters)))
+            }
+            _ => None,
         }
     }
 }
@@ -156,7 +235,19 @@ pub struct UpstreamStream {
 
 enum State {
     Demo(DemoStream),
+    /// Up to the first word: one upstream after the other, until one answers.
+    Starting(BoxFuture<'static, Result<Started, Failure>>),
+    Reading(Box<Reading>),
+    Failed(Box<Failure>),
     Over,
+}
+
+/// An answer that has begun.
+enum Started {
+    /// The built-in upstream, after others have failed.
+    Demo(DemoStream),
+    /// With what came first.
+    Reading(Box<Reading>, UpstreamEvent),
 }
 
 impl UpstreamStream {
@@ -175,14 +266,36 @@ impl UpstreamStream {
 
     /// What comes next, for callers with a loop of their own.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<UpstreamEvent>> {
-        let event = match &mut self.state {
-            State::Demo(stream) => std::task::ready!(stream.poll_next(cx)),
-            State::Over => return Poll::Ready(None),
-        };
+        let Some(event) = std::task::ready!(self.poll_event(cx)) else { return Poll::Ready(None) };
         if !matches!(event, UpstreamEvent::Text(_)) {
             self.state = State::Over;
         }
         Poll::Ready(Some(event))
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<UpstreamEvent>> {
+        loop {
+            match &mut self.state {
+                State::Demo(stream) => return stream.poll_next(cx).map(Some),
+                State::Reading(reading) => {
+                    let event = std::task::ready!(reading.poll_next(cx));
+                    return Poll::Ready(Some(event.unwrap_or_else(|failure| {
+                        reading.server().counters.failures.fetch_add(1, Relaxed);
+                        failure.into()
+                    })));
+                }
+                State::Starting(starting) => match std::task::ready!(starting.as_mut().poll(cx)) {
+                    Ok(Started::Demo(stream)) => self.state = State::Demo(stream),
+                    Ok(Started::Reading(reading, first)) => {
+                        self.state = State::Reading(reading);
+                        return Poll::Ready(Some(first));
+                    }
+                    Err(failure) => self.state = State::Failed(Box::new(failure)),
+                },
+                State::Failed(failure) => return Poll::Ready(Some((**failure).clone().into())),
+                State::Over => return Poll::Ready(None),
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use chatgateway_dataplane::{
     },
 };
 use clap::Parser;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -75,7 +75,11 @@ async fn answer(mut request: Request<hyper::body::Incoming>) -> Result<Response<
             });
             response.map(|()| Body::empty())
         }
-        Err(refusal) => ws::handshake_refused(&refusal),
+        Err(_) => {
+            let mut response = Response::new(Body::from("this server takes WebSocket handshakes only\n"));
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            response
+        }
     })
 }
 

@@ -1,6 +1,7 @@
 //! Small clients of every transport, strict about what they receive.
 
 mod event;
+mod grpc;
 mod http;
 mod sse;
 mod ws;
@@ -10,6 +11,7 @@ use std::{future::Future, time::Duration};
 use anyhow::Context as _;
 
 pub use event::{Event, Turn};
+pub use grpc::{GrpcChat, event as grpc_event, grpc};
 pub use http::{HttpClient, Polled, Reply, openai_chunks};
 pub use sse::{SseEvent, SseParser, SseStream};
 pub use ws::{Closed, Incoming, PlainClient, SUBPROTOCOL, WsClient, WsOptions};

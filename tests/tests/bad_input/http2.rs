@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chatgateway_proto::v1::{
     ClientMessage, SendRequest, chat_service_client::ChatServiceClient, client_message::Message,
 };
-use chatgateway_tests::client::in_time;
+use chatgateway_tests::client::{grpc_event, in_time};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -228,7 +228,7 @@ async fn refusals_carry_their_code() {
     let mut messages = client.chat(tokio_stream::iter([first, empty, good])).await.unwrap().into_inner();
     let mut kinds = Vec::new();
     while let Some(message) = in_time("a message", messages.message()).await.unwrap().unwrap() {
-        kinds.push(chatgateway_tests::client::event(message).unwrap());
+        kinds.push(grpc_event(message).unwrap());
     }
     let kinds: Vec<&str> =
         kinds.iter().map(|event| if event.kind() == "error" { event.field("code") } else { event.kind() }).collect();

@@ -12,7 +12,7 @@ use chatgateway_core::{
     error::{CloseCode, ErrorCode, Refusal},
     log::SessionId,
 };
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper_util::{rt::TokioIo, server::conn::auto::upgrade};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
@@ -26,6 +26,20 @@ use socket::{Incoming, Socket, SocketSettings};
 
 /// The header that names a plain-text connection's session, in both directions.
 pub const SESSION_HEADER: &str = "x-session-id";
+
+/// Why a handshake was refused.
+pub enum HandshakeError {
+    /// It is none.
+    NotOne(String),
+    /// It cannot be served.
+    Refused(Refusal),
+}
+
+impl From<Refusal> for HandshakeError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
 
 /// What a connection speaks after the handshake.
 enum Mode {
@@ -59,12 +73,12 @@ enum Step {
 /// Answers the handshake; on success the connection goes on in a task of its own.
 ///
 /// # Errors
-/// A refusal, to be told as an HTTP answer.
+/// Why there is no WebSocket.
 pub fn upgrade(
     gateway: &Arc<Gateway>,
     mut request: Request<hyper::body::Incoming>,
     peer: SocketAddr,
-) -> Result<Response<()>, Refusal> {
+) -> Result<Response<()>, HandshakeError> {
     let settings = gateway.settings();
     check_origin(request.headers(), &settings.limits.allowed_origins)?;
     let mode = mode(&request)?;
@@ -100,8 +114,8 @@ pub fn upgrade(
 /// The answer to a WebSocket handshake, without a subprotocol.
 ///
 /// # Errors
-/// [`ErrorCode::InvalidRequest`] where the request is none.
-pub fn handshake<B>(request: &Request<B>) -> Result<Response<()>, Refusal> {
+/// [`HandshakeError::NotOne`].
+pub fn handshake<B>(request: &Request<B>) -> Result<Response<()>, HandshakeError> {
     let mut head = Request::builder().method(request.method()).uri(request.uri()).version(request.version());
     if let Some(headers) = head.headers_mut() {
         headers.clone_from(request.headers());
@@ -109,7 +123,7 @@ pub fn handshake<B>(request: &Request<B>) -> Result<Response<()>, Refusal> {
     head.body(())
         .map_err(|e| e.to_string())
         .and_then(|head| create_response(&head).map_err(|e| e.to_string()))
-        .map_err(|e| Refusal::new(ErrorCode::InvalidRequest, format!("not a WebSocket handshake: {e}")))
+        .map_err(HandshakeError::NotOne)
 }
 
 /// The connection behind an answered handshake and what was read of it already; none where the client has gone.
@@ -134,6 +148,9 @@ async fn serve(
     match end {
         End::Gone => {}
         End::Close(code, reason) => {
+            if code == CloseCode::TooLarge {
+                gateway.metrics.limit_hit("message_bytes");
+            }
             gateway.metrics.closed(code);
             Box::pin(socket.close(code, reason)).await;
         }
@@ -198,14 +215,20 @@ struct PlainQuery {
     stream: bool,
 }
 
-/// A refusal of the handshake as an HTTP answer.
+/// A refused handshake as an HTTP answer.
 #[must_use]
-pub fn handshake_refused(refusal: &Refusal) -> Response<axum::body::Body> {
+pub fn handshake_refused(gateway: &Gateway, error: HandshakeError) -> Response<axum::body::Body> {
     use axum::response::IntoResponse;
-    let mut response = crate::transport::http::problem(refusal).into_response();
-    if refusal.message.contains("handshake") {
-        *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+    let (refusal, none) = match error {
+        HandshakeError::Refused(refusal) => (refusal, false),
+        HandshakeError::NotOne(error) => {
+            (Refusal::new(ErrorCode::InvalidRequest, format!("/ws takes WebSocket handshakes only: {error}")), true)
+        }
+    };
+    let mut response = crate::transport::http::problem(&gateway.refused(refusal)).into_response();
+    if none {
         response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     }
     response
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use chatgateway_tests::process::cpu_time;
+use chatgateway_tests::{client::Event, process::cpu_time};
 
 use super::{
     report::{Bound, Row, median},
@@ -25,7 +25,7 @@ use super::{
 const CONNECTIONS: usize = 128;
 
 /// Rounds of each server, in turns.
-const ROUNDS: usize = 5;
+pub const ROUNDS: usize = 5;
 
 /// What is asked: 30 characters.
 pub const QUESTION: &str = "What is the tide in Oslo now??";
@@ -61,7 +61,7 @@ struct Target {
 
 /// Both modes against the echo.
 pub async fn run(setup: &Setup, mode: Mode) -> anyhow::Result<Vec<Row>> {
-    let (echo, echo_address) = setup.helper(setup.server_core, &["serve-echo-ws".to_owned()])?;
+    let (echo, echo_address) = setup.helper(setup.server_core, &["echo-ws".to_owned()])?;
     let gateway = setup.gateway(&demo(ANSWER_BYTES)).await?;
     let targets = [
         Target { address: gateway.http(), pid: gateway.pid(), echo: false },
@@ -78,6 +78,21 @@ pub async fn run(setup: &Setup, mode: Mode) -> anyhow::Result<Vec<Row>> {
         Mode::Json => ("JSON frames", (Bound::AtLeast(0.25), Bound::AtLeast(0.5))),
     };
     Ok(vec![row(&format!("turns a second per core, WebSocket {name}"), &rounds, bounds)])
+}
+
+/// The echo alone, to see what the machine can do.
+pub async fn baseline(setup: &Setup) -> anyhow::Result<Vec<Row>> {
+    let (echo, address) = setup.helper(setup.server_core, &["echo-ws".to_owned()])?;
+    let target = Target { address, pid: echo.pid(), echo: true };
+    let mut rows = Vec::new();
+    for (mode, name) in [(Mode::Plain, "plain text"), (Mode::Json, "JSON frames")] {
+        let round = round(setup, target, mode, 0).await?;
+        rows.push(
+            Row::figure(format!("bare WebSocket echo, {name}"), round.per_core, "1/s")
+                .note(format!("on the clock {:.0} a second", round.per_second)),
+        );
+    }
+    Ok(rows)
 }
 
 /// The row of two servers' rounds, the gateway's first.
@@ -124,27 +139,38 @@ struct Client {
 impl Client {
     /// Asks and waits for the answer, again and again; it ends only by an error.
     async fn run(mut self) -> anyhow::Result<()> {
-        let mut number = 0;
-        loop {
+        for number in 0.. {
             match self.mode {
                 Mode::Plain => self.sender.text(QUESTION.as_bytes()).await?,
                 Mode::Json => self.sender.text(send_frame(&self.session, number, QUESTION).as_bytes()).await?,
             }
-            while !self.answered().await? {}
+            self.answer(number == 0).await?;
             self.turns.fetch_add(1, Ordering::Relaxed);
-            number += 1;
         }
+        Ok(())
     }
 
-    /// Takes one frame; true where it ends the answer.
-    async fn answered(&mut self) -> anyhow::Result<bool> {
-        match self.receiver.next().await? {
-            Frame::Ping(payload) => {
-                self.sender.pong(&payload).await?;
-                Ok(false)
+    /// Takes one answer. In the JSON protocol its text is only looked at where that is asked for: that costs more than
+    /// all the rest.
+    async fn answer(&mut self, look: bool) -> anyhow::Result<()> {
+        let mut bytes = 0;
+        loop {
+            match self.receiver.next().await? {
+                Frame::Ping(payload) => self.sender.pong(&payload).await?,
+                Frame::Text(_) if self.echo => return Ok(()),
+                Frame::Text(text) if self.mode == Mode::Plain => {
+                    anyhow::ensure!(text.len() == ANSWER_BYTES, "an answer of {} bytes", text.len());
+                    return Ok(());
+                }
+                Frame::Text(text) if ends_turn(&text)? => {
+                    anyhow::ensure!(!look || bytes == ANSWER_BYTES, "an answer of {bytes} bytes");
+                    return Ok(());
+                }
+                Frame::Text(text) if look && text.starts_with(br#"{"type":"delta""#) => {
+                    bytes += Event(serde_json::from_slice(&text)?).field("text").len();
+                }
+                Frame::Text(_) => {}
             }
-            Frame::Text(_) if self.mode == Mode::Plain || self.echo => Ok(true),
-            Frame::Text(text) => ends_turn(&text),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod closed;
 mod echo;
+mod grpc;
 mod memory;
 mod open;
 mod report;
@@ -46,10 +47,13 @@ struct Arguments {
 enum Part {
     /// A bare WebSocket echo, a baseline
     #[command(hide = true)]
-    ServeEchoWs,
+    EchoWs,
+    /// A bare gRPC echo, a baseline
+    #[command(hide = true)]
+    EchoGrpc,
     /// A model server whose tokens are their send times
     #[command(hide = true)]
-    ServeModel { tokens: u32, tokens_per_second: u32 },
+    Model { tokens: u32, tokens_per_second: u32 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,10 +68,14 @@ enum Case {
     TurnsPlain,
     /// Turns a second, JSON frames
     TurnsJson,
+    /// Turns a second, gRPC
+    TurnsGrpc,
     /// A thousand clients in an open loop
     Clients,
     /// What is added to tokens of 500 streams
     Streams,
+    /// The baselines alone, without a gateway; runs only when named
+    Baselines,
 }
 
 impl Case {
@@ -78,8 +86,14 @@ impl Case {
             Self::BigAnswersPlain => memory::big_answers(setup, Mode::Plain).await,
             Self::TurnsPlain => closed::run(setup, Mode::Plain).await,
             Self::TurnsJson => closed::run(setup, Mode::Json).await,
+            Self::TurnsGrpc => grpc::run(setup).await,
             Self::Clients => open::run(setup).await,
             Self::Streams => streams::run(setup).await,
+            Self::Baselines => {
+                let mut rows = closed::baseline(setup).await?;
+                rows.extend(streams::baseline(setup).await?);
+                Ok(rows)
+            }
         }
     }
 }
@@ -88,8 +102,9 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match arguments.part {
-        Some(Part::ServeEchoWs) => runtime.block_on(echo::websocket()).map(|()| ExitCode::SUCCESS),
-        Some(Part::ServeModel { tokens, tokens_per_second }) => serve_model(tokens, tokens_per_second),
+        Some(Part::EchoWs) => runtime.block_on(echo::websocket()).map(|()| ExitCode::SUCCESS),
+        Some(Part::EchoGrpc) => runtime.block_on(grpc::serve_echo()).map(|()| ExitCode::SUCCESS),
+        Some(Part::Model { tokens, tokens_per_second }) => serve_model(tokens, tokens_per_second),
         None => {
             let setup = Setup::new(arguments.quick);
             on_core(setup.generator_core, || runtime.block_on(measure(&arguments, &setup)))
@@ -113,8 +128,8 @@ fn serve_model(tokens: u32, tokens_per_second: u32) -> anyhow::Result<ExitCode> 
 
 async fn measure(arguments: &Arguments, setup: &Setup) -> anyhow::Result<ExitCode> {
     println!("{}\n", setup::machine(setup)?);
-    let all = Case::value_variants();
-    let cases = if arguments.case.is_empty() { all } else { &arguments.case };
+    let all: Vec<Case> = Case::value_variants().iter().copied().filter(|case| *case != Case::Baselines).collect();
+    let cases = if arguments.case.is_empty() { &all } else { &arguments.case };
     let (mut rows, mut broken) = (Vec::new(), 0);
     for case in cases {
         let name = case.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
@@ -124,7 +139,7 @@ async fn measure(arguments: &Arguments, setup: &Setup) -> anyhow::Result<ExitCod
             Ok(more) => rows.extend(more),
             Err(error) => {
                 broken += 1;
-                eprintln!("case {name} failed: {error:?}\n");
+                eprintln!("case {name} failed: {error:#}\n");
             }
         }
     }

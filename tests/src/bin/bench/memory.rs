@@ -1,11 +1,20 @@
 //! Resident memory: of connections that do nothing, and after answers that were large.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use anyhow::Context as _;
 use chatgateway_tests::process::GatewayProcess;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 
 use super::{
     closed::{ANSWER_BYTES, QUESTION, ends_turn, send_frame},
@@ -26,7 +35,25 @@ const AT_A_TIME: usize = 16;
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-type Connection = (wire::Sender, wire::Receiver);
+/// Connections that answer pings, and have a turn each when they are told to.
+struct Crowd {
+    members: JoinSet<anyhow::Result<()>>,
+    go: watch::Sender<bool>,
+    answered: mpsc::Receiver<()>,
+    count: usize,
+}
+
+/// One of a crowd.
+struct Member {
+    sender: wire::Sender,
+    receiver: wire::Receiver,
+    mode: Mode,
+    session: String,
+    go: watch::Receiver<bool>,
+    /// Who has a turn: so many at a time.
+    turns: Arc<Semaphore>,
+    answered: mpsc::Sender<()>,
+}
 
 /// RSS of a connection that was opened and does nothing, and of one that has had a turn.
 pub async fn idle(setup: &Setup) -> anyhow::Result<Vec<Row>> {
@@ -37,7 +64,7 @@ pub async fn idle(setup: &Setup) -> anyhow::Result<Vec<Row>> {
         config["sessions"] = json!({"ttl": "16s"});
         let gateway = setup.gateway(&config).await?;
         let before = warmed_up(&gateway, mode).await?;
-        let connections = open(&gateway, mode, count).await?;
+        let mut crowd = Crowd::open(&gateway, mode, count).await?;
         let opened = settled(&gateway, Duration::from_secs(20), 0).await?.0;
         let kilobytes = |after: u64| after.saturating_sub(before) as f64 / count as f64 / 1024.0;
         let of_all = |after: u64| format!("RSS {} MB, from {} MB", after >> 20, before >> 20);
@@ -46,7 +73,7 @@ pub async fn idle(setup: &Setup) -> anyhow::Result<Vec<Row>> {
                 .bounds(Bound::AtMost(12.0), Bound::AtMost(8.0))
                 .note(of_all(opened)),
         );
-        let _connections = answers(connections, mode).await?;
+        crowd.answers().await?;
         let had_turns = settled(&gateway, Duration::from_secs(40), opened).await?.0;
         rows.push(
             Row::figure(format!("the same after a small turn each ({name})"), kilobytes(had_turns), "KiB")
@@ -63,10 +90,10 @@ pub async fn big_answers(setup: &Setup, mode: Mode) -> anyhow::Result<Vec<Row>> 
     // The store's own copies of the answers go with their sessions: the least time to live is set.
     config["sessions"] = json!({"ttl": "16s"});
     let gateway = setup.gateway(&config).await?;
-    let connections = open(&gateway, mode, count).await?;
+    let mut crowd = Crowd::open(&gateway, mode, count).await?;
     let before = settled(&gateway, Duration::from_secs(20), 0).await?.0;
     let began = Instant::now();
-    let _connections = answers(connections, mode).await?;
+    crowd.answers().await?;
     let took = began.elapsed();
     let highest = gateway.rss_bytes()?;
     let (after, settling) = settled(&gateway, setup.seconds(45, 90), before + before / 10).await?;
@@ -93,46 +120,89 @@ pub async fn big_answers(setup: &Setup, mode: Mode) -> anyhow::Result<Vec<Row>> 
 
 /// RSS once the process has done everything that is done once.
 async fn warmed_up(gateway: &GatewayProcess, mode: Mode) -> anyhow::Result<u64> {
-    let connections = open(gateway, mode, 100).await?;
-    drop(connections);
+    drop(Crowd::open(gateway, mode, 100).await?);
     Ok(settled(gateway, Duration::from_secs(10), 0).await?.0)
 }
 
-async fn open(gateway: &GatewayProcess, mode: Mode, count: usize) -> anyhow::Result<Vec<Connection>> {
-    let address = gateway.http();
-    let opened = stream::iter(0..count).map(|number| async move {
-        let session = session(number);
-        wire::connect(address, number, mode, &session).await
-    });
-    opened.buffer_unordered(AT_A_TIME).try_collect().await
-}
-
-fn session(number: usize) -> String {
-    format!("memory-{number}")
-}
-
-/// One turn on every connection, a bounded number at a time.
-async fn answers(connections: Vec<Connection>, mode: Mode) -> anyhow::Result<Vec<Connection>> {
-    let answered =
-        stream::iter(connections.into_iter().enumerate()).map(|(number, (mut sender, mut receiver))| async move {
-            let turn = async {
-                match mode {
-                    Mode::Plain => sender.text(QUESTION.as_bytes()).await?,
-                    Mode::Json => sender.text(send_frame(&session(number), 0, QUESTION).as_bytes()).await?,
-                }
-                loop {
-                    match receiver.next().await? {
-                        Frame::Ping(payload) => sender.pong(&payload).await?,
-                        Frame::Text(text) if mode == Mode::Plain || ends_turn(&text)? => return anyhow::Ok(()),
-                        Frame::Text(_) => {}
-                    }
-                }
-            };
-            timeout(ANSWER_TIMEOUT, turn).await??;
-            receiver.shrink();
-            anyhow::Ok((sender, receiver))
+impl Crowd {
+    async fn open(gateway: &GatewayProcess, mode: Mode, count: usize) -> anyhow::Result<Self> {
+        let address = gateway.http();
+        let (go, going) = watch::channel(false);
+        let (answered_sender, answered) = mpsc::channel(count);
+        let turns = Arc::new(Semaphore::new(AT_A_TIME));
+        let opened = stream::iter(0..count).map(|number| async move {
+            let session = format!("memory-{number}");
+            anyhow::Ok((wire::connect(address, number, mode, &session).await?, session))
         });
-    answered.buffer_unordered(AT_A_TIME).try_collect().await
+        let mut opened = pin!(opened.buffer_unordered(AT_A_TIME));
+        let mut members = JoinSet::new();
+        while let Some(connection) = opened.next().await {
+            let ((sender, receiver), session) = connection?;
+            let (go, turns, answered) = (going.clone(), turns.clone(), answered_sender.clone());
+            members.spawn(Member { sender, receiver, mode, session, go, turns, answered }.run());
+        }
+        Ok(Self { members, go, answered, count })
+    }
+
+    /// One turn on every connection, a bounded number at a time.
+    async fn answers(&mut self) -> anyhow::Result<()> {
+        self.go.send_replace(true);
+        for _ in 0..self.count {
+            tokio::select! {
+                Some(()) = self.answered.recv() => {}
+                Some(ended) = self.members.join_next() => {
+                    return Err(ended?.err().context("a connection ended by itself")?);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Member {
+    async fn run(mut self) -> anyhow::Result<()> {
+        let (mut go, turns) = (self.go.clone(), self.turns.clone());
+        let mut turn = pin!(async move {
+            go.wait_for(|go| *go).await?;
+            anyhow::Ok(turns.acquire_owned().await?)
+        });
+        let permit = loop {
+            tokio::select! {
+                permit = &mut turn => break permit?,
+                frame = self.receiver.next() => self.take(frame?).await?,
+            };
+        };
+        timeout(ANSWER_TIMEOUT, self.turn()).await??;
+        drop(permit);
+        self.answered.send(()).await.ok().context("nobody waits for answers")?;
+        self.receiver.shrink();
+        loop {
+            let frame = self.receiver.next().await?;
+            self.take(frame).await?;
+        }
+    }
+
+    async fn turn(&mut self) -> anyhow::Result<()> {
+        match self.mode {
+            Mode::Plain => self.sender.text(QUESTION.as_bytes()).await?,
+            Mode::Json => self.sender.text(send_frame(&self.session, 0, QUESTION).as_bytes()).await?,
+        }
+        loop {
+            let frame = self.receiver.next().await?;
+            if self.take(frame).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Answers a ping; true where the frame ends a turn.
+    async fn take(&mut self, frame: Frame) -> anyhow::Result<bool> {
+        match frame {
+            Frame::Ping(payload) => self.sender.pong(&payload).await.map(|()| false),
+            Frame::Text(_) if self.mode == Mode::Plain => Ok(true),
+            Frame::Text(text) => ends_turn(&text),
+        }
+    }
 }
 
 /// Waits until RSS is at most `enough`, or has not moved by more than 0.5 % for three seconds with nothing to wait for

@@ -58,9 +58,10 @@ pub fn demo(answer_bytes: usize) -> Value {
     }]})
 }
 
-/// A gateway in front of an OpenAI-compatible server.
+/// A gateway in front of an OpenAI-compatible server. The history is short, so that requests do not grow as the run goes
+/// on.
 pub fn openai(url: &str) -> Value {
-    json!({"upstreams": [{
+    json!({"sessions": {"history": {"maxTurns": 4}}, "upstreams": [{
         "name": "sim",
         "type": "OpenAI",
         "openAI": {"url": url, "model": "sim-model"},
@@ -73,27 +74,34 @@ pub fn machine(setup: &Setup) -> anyhow::Result<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let info = read("/proc/cpuinfo");
     let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
-    let cores = std::thread::available_parallelism()?;
+    // This process is on one core by now: the list tells how many there are.
+    let cores = info.lines().filter(|line| line.starts_with("processor")).count();
     let memory = read("/proc/meminfo");
     let memory = memory.lines().next().unwrap_or_default().trim_start_matches("MemTotal:").trim();
-    let program = dataplane_program()?;
-    let version = Command::new(&program).arg("--version").output().context("the data plane's version")?;
-    let built = if program.components().any(|part| part.as_os_str() == "release") { "release" } else { "NOT release" };
     let own = if cfg!(debug_assertions) { "NOT release" } else { "release" };
     let cores_used = match (setup.server_core, setup.generator_core) {
         (Some(server), Some(generator)) => format!("server on core {server}, generator on core {generator}"),
         _ => "one core: nothing is pinned, figures of server and generator are mixed".to_owned(),
     };
     Ok(format!(
-        "machine:  {}, {cores} cores, {memory}, Linux {}\nplacing:  {cores_used}\nversions: {} ({built} build), \
-         generator {} ({own} build)\ndate:     {}{}",
+        "machine:  {}, {cores} cores, {memory}, Linux {}\nplacing:  {cores_used}\nversions: {}, generator {} ({own} \
+         build)\ndate:     {}{}",
         model.trim_start_matches([' ', '\t', ':']),
         read("/proc/sys/kernel/osrelease").trim(),
-        String::from_utf8_lossy(&version.stdout).trim(),
+        gateway_version().unwrap_or_else(|error| format!("no gateway ({error:#})")),
         env!("CARGO_PKG_VERSION"),
         today(),
         if setup.quick { "\nQUICK RUN: too short for figures to rely on" } else { "" },
     ))
+}
+
+/// The data plane's name, version and kind of build.
+fn gateway_version() -> anyhow::Result<String> {
+    let program = dataplane_program()?;
+    let version = Command::new(&program).arg("--version").output().context("the data plane's version")?;
+    let release = program.components().any(|part| part.as_os_str() == "release");
+    let built = if release { "release build" } else { "NOT a release build" };
+    Ok(format!("{} ({built})", String::from_utf8_lossy(&version.stdout).trim()))
 }
 
 /// Today's date, UTC.

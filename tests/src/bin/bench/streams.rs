@@ -112,8 +112,28 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// The simulator alone, to see what the machine can do.
+pub async fn baseline(setup: &Setup) -> anyhow::Result<Vec<Row>> {
+    let (simulator, address) = start_simulator(setup)?;
+    let delays = measure(setup, address, Way::OpenAi, Some(simulator.pid())).await?;
+    let row = |what: &str, quantile: f64, histogram: &Histogram<u64>| {
+        Row::figure(
+            format!("{STREAMS} streams direct, {what}"),
+            histogram.value_at_quantile(quantile) as f64 / 1e6,
+            "ms",
+        )
+    };
+    Ok(vec![
+        row("first token: p50", 0.5, &delays.first),
+        row("first token: p99", 0.99, &delays.first),
+        row("next tokens: p50", 0.5, &delays.next),
+        row("next tokens: p99", 0.99, &delays.next)
+            .note(format!("the simulator takes {:.0} % of its core, {} lost", delays.busy, delays.missing)),
+    ])
+}
+
 fn start_simulator(setup: &Setup) -> anyhow::Result<(Process, SocketAddr)> {
-    setup.helper(setup.generator_core, &["serve-model".to_owned(), TOKENS.to_string(), TOKENS_PER_SECOND.to_string()])
+    setup.helper(setup.generator_core, &["model".to_owned(), TOKENS.to_string(), TOKENS_PER_SECOND.to_string()])
 }
 
 fn rows(way: &str, through: &Delays, direct: &Delays) -> Vec<Row> {

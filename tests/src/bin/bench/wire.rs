@@ -17,6 +17,7 @@ use chatgateway_tests::client::{SUBPROTOCOL, in_time};
 /// Connections from one loopback address; the next ones come from the next address.
 const CONNECTIONS_PER_ADDRESS: usize = 20_000;
 
+const CONTINUATION: u8 = 0;
 const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
@@ -41,9 +42,18 @@ pub struct Sender {
 pub struct Receiver {
     half: OwnedReadHalf,
     buffer: BytesMut,
+    /// A message of which the last fragment has not come.
+    partial: BytesMut,
 }
 
-/// A frame that is not the peer's own business.
+/// A frame as it is on the wire.
+struct RawFrame {
+    last: bool,
+    opcode: u8,
+    payload: Bytes,
+}
+
+/// A message that is not the peer's own business.
 pub enum Frame {
     /// Text.
     Text(Bytes),
@@ -92,7 +102,7 @@ pub async fn connect(
     let head = String::from_utf8_lossy(&head);
     anyhow::ensure!(head.starts_with("HTTP/1.1 101"), "the handshake was answered with {head}");
     let (read, write) = stream.into_split();
-    let mut receiver = Receiver { half: read, buffer };
+    let mut receiver = Receiver { half: read, buffer, partial: BytesMut::new() };
     if mode == Mode::Json && head.to_ascii_lowercase().contains("sec-websocket-protocol") {
         match in_time("hello", receiver.next()).await?? {
             Frame::Text(text) if text.starts_with(b"{\"type\":\"hello\"") => {}
@@ -135,27 +145,35 @@ impl Receiver {
     /// The next text frame or ping. Cancel-safe. The end of the connection is an error.
     pub async fn next(&mut self) -> anyhow::Result<Frame> {
         loop {
-            if let Some((opcode, payload)) = self.parse()? {
+            if let Some(RawFrame { last, opcode, payload }) = self.parse()? {
                 match opcode {
-                    TEXT => return Ok(Frame::Text(payload)),
+                    TEXT if last => return Ok(Frame::Text(payload)),
+                    TEXT => self.partial = BytesMut::from(payload),
+                    CONTINUATION => {
+                        self.partial.extend_from_slice(&payload);
+                        if last {
+                            return Ok(Frame::Text(std::mem::take(&mut self.partial).freeze()));
+                        }
+                    }
                     PING => return Ok(Frame::Ping(payload)),
-                    PONG => continue,
+                    PONG => {}
                     CLOSE => {
                         let code = payload.get(..2).map_or(1005, |code| u16::from_be_bytes([code[0], code[1]]));
                         bail!("closed with {code} {}", String::from_utf8_lossy(payload.get(2..).unwrap_or_default()));
                     }
                     opcode => bail!("a frame with opcode {opcode}"),
                 }
+                continue;
             }
             self.buffer.reserve(4 * 1024);
             anyhow::ensure!(self.half.read_buf(&mut self.buffer).await? > 0, "the connection ended");
         }
     }
 
-    /// Takes a whole frame from the buffer. Servers here send no fragments.
-    fn parse(&mut self) -> anyhow::Result<Option<(u8, Bytes)>> {
+    /// Takes a whole frame from the buffer.
+    fn parse(&mut self) -> anyhow::Result<Option<RawFrame>> {
         let &[first, second, ref rest @ ..] = &self.buffer[..] else { return Ok(None) };
-        anyhow::ensure!(first & 0xf0 == 0x80 && second & 0x80 == 0, "a fragment, an extension or a masked frame");
+        anyhow::ensure!(first & 0x70 == 0 && second & 0x80 == 0, "an extension or a masked frame");
         let (header, length) = match (second, rest) {
             (126, &[a, b, ..]) => (4, usize::from(u16::from_be_bytes([a, b]))),
             (127, &[a, b, c, d, e, f, g, h, ..]) => {
@@ -169,7 +187,8 @@ impl Receiver {
             return Ok(None);
         }
         self.buffer.advance(header);
-        Ok(Some((first & 0x0f, self.buffer.split_to(length).freeze())))
+        let payload = self.buffer.split_to(length).freeze();
+        Ok(Some(RawFrame { last: first & 0x80 != 0, opcode: first & 0x0f, payload }))
     }
 
     /// Gives the buffer back, as a client that waits would.

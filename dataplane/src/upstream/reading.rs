@@ -1,0 +1,222 @@
+//! An answer that is being read. The socket is read only when this is polled, by whoever polls it: no task, no channel.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use chatgateway_core::limits::{UPSTREAM_JSON_MAX_BYTES, UPSTREAM_LAST_WORDS, UPSTREAM_REST};
+use http::header;
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::{
+    UpstreamEvent,
+    failure::{Failure, excerpt},
+    openai::{self, ChatStream, Told},
+    pool::Place,
+    server::{Deadlines, Opened, Server},
+    simple,
+};
+use crate::clock;
+
+/// Pieces of a body read in a row before other tasks get their turn.
+const BURST: usize = 32;
+
+/// How an answer is written.
+pub(super) enum Format {
+    /// OpenAI's chunks as server-sent events.
+    Stream(ChatStream),
+    /// OpenAI's whole completion; some servers ignore `stream`.
+    Completion(Vec<u8>),
+    /// A whole answer of a Simple server.
+    Simple(Vec<u8>),
+}
+
+/// An answer under way. Dropping it closes the connection, and the server sees that at once.
+pub(super) struct Reading {
+    server: Arc<Server>,
+    format: Format,
+    told: Told,
+    /// Taken when the answer is complete.
+    body: Option<(Incoming, Place)>,
+    timer: Timer,
+    deadlines: Deadlines,
+    /// Something of the answer has come.
+    begun: bool,
+    /// Since when nothing came although it was asked for.
+    waiting_since: Option<Instant>,
+}
+
+impl Format {
+    /// How a server that was asked for a stream answers.
+    pub(super) fn of_stream(name: &str, opened: &Opened) -> Result<Self, Failure> {
+        let value = opened.response.headers().get(header::CONTENT_TYPE);
+        let value = value.and_then(|value| value.to_str().ok()).unwrap_or("text/event-stream");
+        match value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+            "text/event-stream" | "text/plain" | "application/octet-stream" => Ok(Self::Stream(ChatStream::new())),
+            "application/json" => Ok(Self::Completion(Vec::new())),
+            other => {
+                let what = format!("answered with {} in place of an event stream; is its URL right?", excerpt(other));
+                Err(Failure::unavailable(name, &what))
+            }
+        }
+    }
+}
+
+impl Reading {
+    pub(super) fn new(server: Arc<Server>, format: Format, opened: Opened) -> Self {
+        let Opened { place, response, deadlines } = opened;
+        Self {
+            server,
+            format,
+            told: Told::default(),
+            body: Some((response.into_body(), place)),
+            timer: Timer::new(deadlines.first),
+            deadlines,
+            begun: false,
+            waiting_since: None,
+        }
+    }
+
+    pub(super) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// What comes next.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<UpstreamEvent, Failure>> {
+        for _ in 0..BURST {
+            if !self.told.text.is_empty() {
+                return Poll::Ready(Ok(UpstreamEvent::Text(std::mem::take(&mut self.told.text))));
+            }
+            let Some((body, _)) = self.body.as_mut().filter(|_| !self.told.done) else {
+                return Poll::Ready(Ok(self.end(cx)));
+            };
+            let piece = match Pin::new(body).poll_frame(cx) {
+                Poll::Pending => return self.poll_time(cx),
+                Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                Poll::Ready(end) => {
+                    self.closed(end.and_then(Result::err).as_ref())?;
+                    continue;
+                }
+            };
+            if self.read(&piece)? {
+                self.begun = true;
+                self.waiting_since = None;
+            }
+        }
+        // Much came without a word of the answer: others have their turn, and time is looked at.
+        cx.waker().wake_by_ref();
+        self.poll_time(cx)
+    }
+
+    /// Reads a piece; whether the answer made progress.
+    fn read(&mut self, piece: &[u8]) -> Result<bool, Failure> {
+        let name = &self.server.name;
+        match &mut self.format {
+            Format::Stream(stream) => stream.read(name, piece, &mut self.told),
+            Format::Completion(held) | Format::Simple(held) => {
+                if held.len() + piece.len() > UPSTREAM_JSON_MAX_BYTES {
+                    let what = format!("sent an answer of more than {UPSTREAM_JSON_MAX_BYTES} bytes");
+                    return Err(Failure::unavailable(name, &what));
+                }
+                held.extend_from_slice(piece);
+                Ok(!piece.is_empty())
+            }
+        }
+    }
+
+    /// The body has ended. That is an error unless the answer is complete.
+    fn closed(&mut self, error: Option<&hyper::Error>) -> Result<(), Failure> {
+        let name = &self.server.name;
+        if let Some(error) = error.filter(|_| self.told.finish_reason.is_none()) {
+            let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+            let what = format!("broke the connection in the middle of its answer: {}", excerpt(&cause));
+            return Err(Failure::unavailable(name, &what));
+        }
+        let held = match &mut self.format {
+            Format::Stream(_) if self.told.finish_reason.is_some() => {
+                self.told.done = true;
+                return Ok(());
+            }
+            Format::Stream(_) => {
+                let what = "ended its answer before it was complete (no finish reason and no [DONE])";
+                return Err(Failure::unavailable(name, what));
+            }
+            Format::Completion(held) | Format::Simple(held) => std::mem::take(held),
+        };
+        match self.format {
+            Format::Simple(_) => simple::whole(name, &held, &mut self.told),
+            _ => openai::whole(name, &held, &mut self.told),
+        }
+    }
+
+    /// The answer is complete. The place is free at once; the connection too, when the rest of the body has come.
+    fn end(&mut self, cx: &mut Context<'_>) -> UpstreamEvent {
+        if let Some((mut body, place)) = self.body.take() {
+            drop(place);
+            if !body.is_end_stream() && Pin::new(&mut body).poll_frame(cx).is_pending() {
+                tokio::spawn(async move {
+                    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+                    tokio::time::timeout(UPSTREAM_REST, rest).await
+                });
+            }
+        }
+        let finish_reason = self.told.finish_reason.take().unwrap_or_else(super::stop);
+        UpstreamEvent::End { finish_reason, usage: self.told.usage }
+    }
+
+    /// Nothing has come: has it had its time?
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Result<UpstreamEvent, Failure>> {
+        let now = clock::now();
+        let since = *self.waiting_since.get_or_insert(now);
+        let timeouts = &self.server.timeouts;
+        let (deadline, what, timeout) = if self.told.finish_reason.is_some() {
+            (since + UPSTREAM_LAST_WORDS.min(timeouts.between_tokens), "", Duration::ZERO)
+        } else if self.begun {
+            (since + timeouts.between_tokens, "did not go on with its answer", timeouts.between_tokens)
+        } else {
+            (self.deadlines.first, "did not begin to answer", self.deadlines.first_timeout)
+        };
+        let (deadline, what, timeout) = if self.deadlines.total < deadline {
+            (self.deadlines.total, "did not complete its answer", timeouts.total)
+        } else {
+            (deadline, what, timeout)
+        };
+        std::task::ready!(self.timer.poll(deadline, now, cx));
+        if self.told.finish_reason.is_some() {
+            return Poll::Ready(Ok(self.end(cx)));
+        }
+        Poll::Ready(Err(self.server.timed_out(what, timeout)))
+    }
+}
+
+/// A timer whose deadline mostly moves later, token by token: it is set again only when it goes off.
+pub(super) struct Timer(Pin<Box<Sleep>>);
+
+impl Timer {
+    pub(super) fn new(deadline: Instant) -> Self {
+        Self(Box::pin(tokio::time::sleep_until(deadline.into())))
+    }
+
+    /// Ready once the deadline is there.
+    pub(super) fn poll(&mut self, deadline: Instant, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        if now >= deadline {
+            return Poll::Ready(());
+        }
+        if self.0.deadline().into_std() > deadline {
+            self.0.as_mut().reset(deadline.into());
+        }
+        while self.0.as_mut().poll(cx).is_ready() {
+            if self.0.deadline().into_std() >= deadline {
+                return Poll::Ready(());
+            }
+            self.0.as_mut().reset(deadline.into());
+        }
+        Poll::Pending
+    }
+}

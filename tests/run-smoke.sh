@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# `make run` as its user has it: the page, a chat over SSE, WebSocket and the OpenAI API, an edit that is reloaded, Ctrl-C.
+# Then the same with examples/openai.yaml in front of an OpenAI-compatible server process.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+work=$(mktemp -d)
+pids=()
+cleanup() {
+    for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+fail() {
+    echo "run-smoke: $1" >&2
+    tail -n 40 "$work"/*.log >&2
+    exit 1
+}
+
+# eventually SECONDS WHAT COMMAND...: tries the command until it succeeds.
+eventually() {
+    local deadline=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < deadline)) || fail "$what did not come to pass"
+        sleep 0.1
+    done
+}
+
+# start NAME MANIFEST: `make run` in a process group of its own, on free ports; sets pid, http and admin.
+start() {
+    setsid make run MANIFEST="$2" ARGS="--http-port 0 --grpc-port 0 --admin-port 0" >"$work/$1.log" 2>&1 &
+    pid=$!
+    pids+=("$pid")
+    eventually 1800 "the gateway of $1" grep -q 'Ctrl-C drains' "$work/$1.log"
+    http=$(sed -n 's/^ *page *\(http:.*\)\/$/\1/p' "$work/$1.log")
+    admin=$(sed -n 's/^ *admin *\(http:[^ ]*\)\/status.*/\1/p' "$work/$1.log")
+}
+
+stop() {
+    kill -INT -- "-$pid"
+    wait "$pid" || fail "make run answered Ctrl-C with exit code $?"
+}
+
+expect() {
+    grep -q -- "$2" <<<"$1" || fail "no \"$2\" in: $1"
+}
+
+chat() {
+    expect "$(curl -fsS "$http/")" '<title>'
+    local sse
+    sse=$(curl -fsSN "$http/v1/sessions/smoke/turns" -H 'content-type: application/json' \
+        -H 'accept: text/event-stream' -d '{"turn": "1", "text": "Hi there"}')
+    for event in turn delta 'done'; do expect "$sse" "event: $event"; done
+    expect "$(echo 'Hi again' | target/release/chatgateway-dataplane chat "$http")" "$1"
+    expect "$(curl -fsS "$http/v1/chat/completions" -H 'content-type: application/json' \
+        -d '{"messages": [{"role": "user", "content": "Hi"}]}')" '"chat.completion"'
+    expect "$(curl -fsS "$http/v1/sessions/smoke")" '"state":"done"'
+}
+
+echo "make run with the quickstart (builds first; some minutes when nothing is built)"
+cp examples/quickstart.yaml "$work/quickstart.yaml"
+start quickstart "$work/quickstart.yaml"
+chat 'Hi again'
+sed -i 's/ttl: .*/ttl: 20m/' "$work/quickstart.yaml"
+eventually 20 "the edit" grep -q '^reloaded' "$work/quickstart.log"
+curl -fsS "$admin/status" >/dev/null
+stop
+
+echo "examples/openai.yaml in front of an OpenAI-compatible server"
+cargo build --release --quiet -p chatgateway-tests --bin model-sim
+setsid target/release/model-sim --listen 127.0.0.1:0 >"$work/model-sim.log" 2>&1 &
+pids+=("$!")
+eventually 20 "the model server" grep -qE '[0-9.]+:[0-9]+' "$work/model-sim.log"
+server=$(grep -oE '127\.0\.0\.1:[0-9]+' "$work/model-sim.log" | head -n 1)
+model=$(curl -fsS "http://$server/v1/models" | sed 's/.*"id": *"\([^"]*\)".*/\1/')
+sed "s|http://127.0.0.1:8000/v1|http://$server/v1|; s|model: qwen3-8b|model: $model|" examples/openai.yaml >"$work/openai.yaml"
+start openai "$work/openai.yaml"
+chat .
+stop
+
+echo "run-smoke: passed"
