@@ -173,7 +173,7 @@ impl Gateway {
     /// # Errors
     /// Where an upstream cannot be set up; then nothing has changed.
     pub fn apply(&self, settings: Settings) -> anyhow::Result<()> {
-        let upstreams = Upstreams::new(&settings)?;
+        let upstreams = self.upstreams().renewed(&settings)?;
         self.upstreams.store(Arc::new(upstreams));
         self.settings.store(Arc::new(settings));
         Ok(())

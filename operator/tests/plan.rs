@@ -70,6 +70,11 @@ fn edits_reload_roll_or_do_nothing() {
         ("", "  sessions: {ttl: 1h}\n", "reloads: "),
         ("", "  drain: {timeout: 60s}\n", "no change "),
         ("", "  log: {level: debug}\n", "rolls: every process is replaced and drained, since spec.log changed"),
+        (
+            "",
+            "  limits: {maxMessageBytes: 2048}\n",
+            "rolls: every process is replaced and drained, since spec.limits.max",
+        ),
         ("", "  image: other:1\n", "rolls: every process is replaced and drained, since spec.image changed"),
         ("  replicas: 1\n", "  replicas: 0\n", "scales: from 1 to 0 replicas; those that go are drained\nno change"),
     ];

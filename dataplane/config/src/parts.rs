@@ -318,7 +318,7 @@ part! {
         /// How long a client may take to send the head of a request. `10s` by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub header_timeout: Option<DurationText>,
-        /// Origins of web pages that may open a WebSocket, beside the gateway's own: `https://chat.example.com`, or `*`.
+        /// Origins of web pages that may use the gateway, beside its own: `https://chat.example.com`, or `*` for any.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         #[cfg_attr(feature = "schema", schemars(length(max = 64), inner(length(max = 256))))]
         pub allowed_origins: Vec<String>,

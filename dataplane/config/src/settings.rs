@@ -182,7 +182,7 @@ pub struct LimitSettings {
     pub max_streams_per_connection: u32,
     /// How long the head of a request may take.
     pub header_timeout: Duration,
-    /// Origins of pages that may open a WebSocket, beside the gateway's own: `scheme://host[:port]` in lower case.
+    /// Origins of web pages that may use the gateway, beside its own: `scheme://host[:port]` in lower case.
     /// `*` alone: any.
     pub allowed_origins: Vec<String>,
 }
@@ -345,6 +345,8 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
         ("gateway.name", old.gateway.name != new.gateway.name),
         ("listeners", old.listeners != new.listeners),
         ("workers", old.workers != new.workers),
+        // The gRPC codec is built with it.
+        ("limits.maxMessageBytes", old.limits.max_message_bytes != new.limits.max_message_bytes),
         ("sessions.store", old.sessions.store != new.sessions.store),
         ("log", old.log != new.log),
     ];

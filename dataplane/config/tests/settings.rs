@@ -156,9 +156,11 @@ fn what_a_running_process_cannot_take_over() {
     let old = Settings::default();
     let hot = parsed(
         "upstreams: [{name: other, type: Demo}]\nsessions: {ttl: 1h}\ndrain: {timeout: 90s}\n\
-         limits: {maxMessageBytes: 2048}\nkeepalive: {pingInterval: 20s}\ngateway: {revision: two}\n",
+         limits: {maxBodyBytes: 2048}\nkeepalive: {pingInterval: 20s}\ngateway: {revision: two}\n",
     );
     assert_eq!(needs_restart(&old, &hot), Vec::<&str>::new());
-    let cold = parsed("gateway: {name: b}\nlisteners: {httpPort: 8888}\nworkers: 1\nlog: {level: debug}\n");
-    assert_eq!(needs_restart(&old, &cold), ["gateway.name", "listeners", "workers", "log"]);
+    let cold = parsed(
+        "gateway: {name: b}\nlisteners: {httpPort: 8888}\nworkers: 1\nlog: {level: debug}\nlimits: {maxMessageBytes: 2048}\n",
+    );
+    assert_eq!(needs_restart(&old, &cold), ["gateway.name", "listeners", "workers", "limits.maxMessageBytes", "log"]);
 }

@@ -1,6 +1,5 @@
 //! The resource's definition, as it is installed.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::Value;
 
@@ -17,14 +16,6 @@ pub fn crd() -> serde_json::Result<Value> {
     let mut crd = serde_json::to_value(ChatGateway::crd())?;
     shorten(&mut crd);
     Ok(crd)
-}
-
-/// The definition of `ChatGateway`, typed.
-///
-/// # Errors
-/// As [`crd`].
-pub fn typed_crd() -> serde_json::Result<CustomResourceDefinition> {
-    serde_json::from_value(crd()?)
 }
 
 /// Takes the descriptions out of what is below the fields of Kubernetes' own types.

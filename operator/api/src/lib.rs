@@ -20,7 +20,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::Schema;
 use serde::{Deserialize, Serialize};
 
-pub use crd::{crd, typed_crd};
+pub use crd::crd;
 pub use pod::{Pod, Service, ServiceType};
 pub use scaling::{Autoscaling, Metric, MetricType};
 pub use sessions::{ExternalRedis, ManagedRedis, RedisAuth, RedisAuthSecret, RedisStore, RedisTls, Sessions, Store};

@@ -1,5 +1,6 @@
 //! One data-plane process.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -22,6 +23,9 @@ const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a process may take until it runs a new configuration: it looks at its file twice a second.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What a process that leaves gets beyond that before it is killed.
+const DRAIN_MARGIN: Duration = Duration::from_secs(10);
+
 /// After which time a refusal is about the new file for certain.
 const REFUSAL_AFTER: Duration = Duration::from_millis(1_500);
 
@@ -43,7 +47,7 @@ pub struct Process {
     pub admin: SocketAddr,
     /// Its configuration file.
     pub config: PathBuf,
-    /// How long it may take to leave before it is killed.
+    /// How long it may finish what runs when it is told to leave.
     pub drain: Duration,
     /// Since when it is to leave, and until when it may.
     pub leaving: Option<Leaving>,
@@ -77,6 +81,9 @@ impl Process {
         // A Ctrl-C of the terminal is for the runner: it decides who leaves when.
         command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        if !std::io::stderr().is_terminal() {
+            command.env("NO_COLOR", "1");
+        }
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with(VARIABLE_PREFIX) {
                 command.env_remove(&variable);
@@ -146,7 +153,7 @@ impl Process {
     /// Tells it to leave: it finishes what runs, and ends.
     pub fn leave(&mut self) {
         let now = Instant::now();
-        self.leaving = Some(Leaving { since: now, until: now + self.drain });
+        self.leaving = Some(Leaving { since: now, until: now + self.drain + DRAIN_MARGIN });
         // Not there any more is as good as told.
         if let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
             let _ = kill(Pid::from_raw(id), Signal::SIGTERM);

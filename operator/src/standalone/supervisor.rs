@@ -17,9 +17,6 @@ use crate::standalone::process::{Process, describe, last_words};
 use crate::standalone::say;
 use crate::validate::Validated;
 
-/// What a process gets beyond the drain's timeout before it is killed.
-const DRAIN_MARGIN: Duration = Duration::from_secs(10);
-
 /// Pause before a process that died is started again; each further one is twice as long.
 const RESTART_PAUSE_MIN: Duration = Duration::from_millis(500);
 
@@ -153,7 +150,7 @@ impl Supervisor {
                 failed = Some(error);
                 break;
             }
-            process.drain = rendered.settings.drain.timeout + DRAIN_MARGIN;
+            process.drain = rendered.settings.drain.timeout;
             say(&format!("reloaded {}: configuration {}", process.name, short(&rendered.settings.hash)));
         }
         let Some(error) = failed else { return Ok(()) };
@@ -201,7 +198,7 @@ impl Supervisor {
         let config = self.folder.join(format!("{name}.yaml"));
         replace(&config, rendered.text.as_bytes())?;
         let admin = SocketAddr::new(reachable(self.wanted.bind), port);
-        let drain = rendered.settings.drain.timeout + DRAIN_MARGIN;
+        let drain = rendered.settings.drain.timeout;
         let mut process = Process::start(&self.program, name.clone(), config, admin, drain)?;
         say(&format!("started {name}"));
         // Where this is dropped meanwhile, the process is killed: nobody was told of it.
@@ -290,7 +287,7 @@ impl Supervisor {
         }
     }
 
-    /// How long the processes may take to leave before they are killed.
+    /// How long the processes may finish what runs when they are told to leave.
     pub fn drain_time(&self) -> Duration {
         self.processes.iter().map(|process| process.drain).max().unwrap_or_default()
     }

@@ -35,7 +35,7 @@ fn one_that_does_not_leave_is_killed_by_a_second_ctrl_c() {
     let mut runner = faulty("stays");
     runner.ready();
     runner.signal(Signal::SIGINT);
-    runner.line("draining: running answers are finished, 30 s at most; Ctrl-C again stops at once");
+    runner.line("draining: running answers are finished, 20 s at most; Ctrl-C again stops at once");
     runner.signal(Signal::SIGINT);
     assert_eq!(runner.exit_code(), Some(130));
     runner.line("test-1 has drained and gone after");
@@ -56,4 +56,19 @@ fn a_file_that_goes_away_changes_nothing() {
     std::fs::remove_file(&runner.manifest).expect("removed");
     runner.line("; the gateway runs on as it is");
     assert_eq!(config_hash(&admin), hash);
+}
+
+#[test]
+fn replicas_go_and_come_back_as_they_are_asked_for() {
+    let fake = fake();
+    let manifest = MANIFEST.replace("spec:", "spec:\n  replicas: 1");
+    let runner = Start { args: &["--dataplane", &fake], ..Start::new(&manifest) }.run();
+    runner.ready();
+    runner.edit("replicas: 1", "replicas: 0");
+    runner.line("test-1 drains: 0 replicas are asked for");
+    runner.line("test-1 has drained and gone after");
+    runner.edit("replicas: 0", "replicas: 1");
+    runner.line("started test-2");
+    runner.line("gateway.yaml is applied");
+    assert_eq!(runner.children().len(), 1);
 }

@@ -180,8 +180,8 @@ async fn it_sends_a_line_without_end() {
         async move {
             met.write(STREAM).await;
             met.chunk("data: ").await;
-            let piece = [b'x'; 100_000];
-            while count.load(SeqCst) < 200_000_000 && met.chunk(piece).await {
+            let piece = vec![b'x'; 100_000];
+            while count.load(SeqCst) < 200_000_000 && met.chunk(&piece).await {
                 count.fetch_add(piece.len(), SeqCst);
             }
             None
@@ -197,7 +197,8 @@ async fn it_sends_a_line_without_end() {
 async fn it_sends_a_whole_answer_without_end() {
     let failure = fault(|mut met| async move {
         met.write("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n").await;
-        while met.write([b' '; 100_000]).await {}
+        let spaces = vec![b' '; 100_000];
+        while met.write(&spaces).await {}
         None
     })
     .await;

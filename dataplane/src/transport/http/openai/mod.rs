@@ -2,6 +2,7 @@
 //! `x-session-id` the last user message becomes a turn of that session.
 
 mod ask;
+mod pass;
 mod source;
 mod stream;
 mod wire;
@@ -42,7 +43,7 @@ use crate::{
     clock,
     gateway::{Caller, Gateway, SendTurn},
     transport::frame,
-    upstream::Ask,
+    upstream::{Ask, Forward, ForwardPath, Route},
 };
 
 /// Names the session that a request joins, and the one that an answer is of.
@@ -118,7 +119,8 @@ async fn turn(
     };
     let model = asked.model.as_deref().map(ToOwned::to_owned);
     let options = ask::options(body)?;
-    let wire = Wire::new(kind, turn.as_str(), model_name(gateway, asked)?, asked.include_usage());
+    route(gateway, asked)?;
+    let wire = Wire::new(kind, turn.as_str(), model_name(gateway, asked), asked.include_usage());
     let send = SendTurn { session: session.clone(), turn, seq: None, text, messages, model, options };
     let mut readers = gateway.readers(caller(parts));
     let receipt = readers.send(send).await?;
@@ -155,11 +157,22 @@ async fn stateless(
     body: &Bytes,
 ) -> Result<Response, OpenAiProblem> {
     stays(gateway)?;
-    asked.one_choice("this gateway's upstream gives one answer a request")?;
-    let wire =
-        Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked)?, asked.include_usage());
+    let caller = caller(parts);
+    if route(gateway, asked)? == Route::Forward {
+        let forward = Forward {
+            path: if kind == Kind::Chat { ForwardPath::ChatCompletions } else { ForwardPath::Completions },
+            who: caller.address.to_string().into(),
+            model: asked.model.as_deref().map(ToOwned::to_owned),
+            stream: asked.stream(),
+            headers: parts.headers.clone(),
+            body: body.clone(),
+        };
+        return Ok(pass::pass_through(gateway, forward).await?);
+    }
+    asked.one_choice("this model gives one answer a request")?;
+    let wire = Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked), asked.include_usage());
     let upstreams = gateway.upstreams();
-    let session = key_of_stateless(&caller(parts))?;
+    let session = key_of_stateless(&caller)?;
     let calls: Vec<Source> = bodies(kind, asked, body)?
         .into_iter()
         .map(|body| {
@@ -207,7 +220,10 @@ fn bodies(kind: Kind, asked: &Asked<'_>, body: &Bytes) -> Result<Vec<TurnBody>, 
     let extra = Extra { messages, model: asked.model.as_deref(), options: ask::options(body)? };
     let extra: Arc<str> = serde_json::to_string(&extra).map_err(|e| Problem::invalid(format!("the body: {e}")))?.into();
     let texts = match kind {
-        Kind::Chat => vec![crate::turn::last_user_text(asked.required_messages()?)?],
+        Kind::Chat => {
+            let text = crate::turn::last_user_text(asked.required_messages()?);
+            vec![text.map_err(|r| Problem::from(r).param("messages"))?]
+        }
         Kind::Text => asked.prompts()?,
     };
     Ok(texts.into_iter().map(|text| TurnBody::new(text.into(), extra.clone())).collect())
@@ -239,28 +255,28 @@ pub async fn list_models(State(gateway): State<Arc<Gateway>>) -> Response {
 pub async fn get_model(State(gateway): State<Arc<Gateway>>, path: Result<Path<String>, PathRejection>) -> Response {
     let answer = match path {
         Err(rejection) => Err(Problem::invalid(format!("the path: {}", rejection.body_text())).into()),
-        Ok(Path(id)) => match gateway.upstreams().models().iter().find(|m| *m.id == *id) {
+        Ok(Path(asked)) => match gateway.upstreams().models().iter().find(|m| m.id == asked) {
             Some(model) => Ok(Json(Model::new(&model.id, &model.upstream)).into_response()),
-            None => Err(no_model(&id).into()),
+            None => {
+                let message = format!("there is no model {asked:?}; GET /v1/models lists those there are");
+                Err(Problem::new(ErrorCode::NotFound, message).param("model").into())
+            }
         },
     };
     named(answer)
 }
 
-fn no_model(id: &str) -> Problem {
-    Problem::new(ErrorCode::NotFound, format!("there is no model {id:?}; GET /v1/models lists those there are"))
-        .param("model")
-}
-
-/// The model that is asked for; the first one where none is named.
+/// How the model that is asked for is reached.
 ///
 /// # Errors
 /// There is no such model.
-fn model_name(gateway: &Gateway, asked: &Asked<'_>) -> Result<String, Problem> {
-    let models = gateway.upstreams().models();
-    match asked.model.as_deref() {
-        None => Ok(models.first().map_or_else(String::new, |m| m.id.to_string())),
-        Some(id) if models.iter().any(|m| *m.id == *id) => Ok(id.to_owned()),
-        Some(id) => Err(no_model(id)),
-    }
+fn route(gateway: &Gateway, asked: &Asked<'_>) -> Result<Route, Problem> {
+    let route = gateway.upstreams().route(asked.model.as_deref());
+    route.map_err(|r| Problem::from(gateway.refused(r)).param("model"))
+}
+
+/// What answers say about their model: what was asked for, or the first one where none was.
+fn model_name(gateway: &Gateway, asked: &Asked<'_>) -> String {
+    let named = asked.model.as_deref().map(ToOwned::to_owned);
+    named.unwrap_or_else(|| gateway.upstreams().models().into_iter().next().map_or_else(String::new, |m| m.id))
 }
