@@ -170,9 +170,6 @@ impl Connection {
     fn builder(&self) -> auto::Builder<TokioExecutor> {
         let settings = self.gateway.settings();
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        if self.port == Port::Grpc {
-            builder = builder.http2_only();
-        }
         builder
             .http1()
             .timer(TokioTimer::new())
@@ -203,11 +200,17 @@ impl Connection {
         }
         request.extensions_mut().insert(axum::extract::ConnectInfo(self.peer));
         // gRPC reads its requests to the end by itself, and its clients wait with an open stream for a refusal.
-        let watched = self.port == Port::Http && request.version() == Version::HTTP_2;
+        let is_call = self.port == Port::Grpc && grpc::is_call(&request);
+        let watched = request.version() == Version::HTTP_2 && !is_call;
         let (request, unread) = if watched { unread::watch(request) } else { (request.map(Body::new), None) };
-        let response = match self.router.oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
+        let response = if self.port == Port::Grpc && !is_call {
+            drop(request);
+            grpc::not_a_call()
+        } else {
+            match self.router.oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
         };
         if let Some(unread) = unread {
             unread.read_on().await;

@@ -108,6 +108,9 @@ pub const WS_READ_BUFFER_BYTES: usize = 1024;
 /// Largest frame the server sends; longer messages go out as fragments. The codec keeps a buffer of its largest frame.
 pub const WS_FRAGMENT_BYTES: usize = 1024;
 
+/// Bytes of frames that wait in the codec of a client that does not read: one of the server's own, and the pongs before it.
+pub const WS_UNSENT_MAX_BYTES: usize = 4 * WS_FRAGMENT_BYTES;
+
 /// Bytes gathered for one write to a WebSocket's socket. The buffer is given back when it is empty.
 pub const WS_WRITE_BUFFER_BYTES: usize = 16 * 1024;
 

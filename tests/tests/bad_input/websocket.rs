@@ -219,8 +219,8 @@ async fn what_is_no_frame_is_refused_and_the_connection_stays() {
     let mut sent = 0;
     let deep = |frame: &str| frame.replace("DEEP", &format!("{}{}", "[".repeat(10_000), "]".repeat(10_000)));
     let cases = [
-        ("", "JSON"),
-        ("hello", "JSON"),
+        ("", "EOF"),
+        ("hello", "chatgateway.v1"),
         ("[]", ""),
         ("{\"type\":\"send\"", "EOF"),
         ("{\"type\":\"shout\"}", "type"),

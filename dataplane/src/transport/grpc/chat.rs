@@ -185,16 +185,14 @@ impl Chat {
         }
     }
 
-    /// The client's side of the stream broke, or a message of it was too large.
+    /// The client's side of the stream broke, or a message of it was none or too large.
     fn broken(&mut self, error: Status) {
         self.incoming = None;
-        let too_large = error.code() == Code::OutOfRange;
-        self.end = Some(Some(if too_large {
+        let told = status::of_codec(&error).unwrap_or(error);
+        if told.code() == Code::ResourceExhausted {
             self.gateway.metrics.limit_hit("message_bytes");
-            status::error(ErrorCode::TooLarge, error.message())
-        } else {
-            error
-        }));
+        }
+        self.end = Some(Some(told));
     }
 
     fn go_away(&mut self) {

@@ -51,7 +51,30 @@ pub fn router(gateway: Arc<Gateway>) -> axum::Router {
     if let (Ok(current), Ok(older)) = (described().build_v1(), described().build_v1alpha()) {
         routes = routes.add_service(current).add_service(older);
     }
-    routes.prepare().into_axum_router()
+    routes.prepare().into_axum_router().layer(axum::middleware::map_response(codec_refusals))
+}
+
+/// A request that the codec refused, in the gateway's words.
+async fn codec_refusals(response: http::Response<axum::body::Body>) -> http::Response<axum::body::Body> {
+    match Status::from_header_map(response.headers()).as_ref().and_then(status::of_codec) {
+        Some(status) => status.into_http(),
+        None => response,
+    }
+}
+
+/// Whether a request is a gRPC call: all that the gRPC port serves.
+pub fn is_call<B>(request: &http::Request<B>) -> bool {
+    let kind = request.headers().get(http::header::CONTENT_TYPE);
+    request.version() == http::Version::HTTP_2 && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The answer to a request that is none.
+pub fn not_a_call() -> http::Response<axum::body::Body> {
+    let mut response = http::Response::new(axum::body::Body::from(
+        "this port speaks gRPC: HTTP/2 with content-type application/grpc; everything else is on the HTTP port\n",
+    ));
+    *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
 }
 
 async fn report_health(gateway: Arc<Gateway>, reporter: HealthReporter) {

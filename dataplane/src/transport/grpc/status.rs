@@ -26,6 +26,17 @@ pub(super) fn error(code: ErrorCode, message: &str) -> Status {
     status(&Refusal::new(code, message))
 }
 
+/// What the gateway says in place of a status that the codec made of a message it could not take. The gateway's own
+/// statuses have details.
+pub(super) fn of_codec(status: &Status) -> Option<Status> {
+    let code = match status.code() {
+        Code::OutOfRange => ErrorCode::TooLarge,
+        Code::Internal => ErrorCode::InvalidRequest,
+        _ => return None,
+    };
+    status.details().is_empty().then(|| error(code, status.message()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
