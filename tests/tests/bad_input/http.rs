@@ -85,7 +85,10 @@ async fn a_header_that_never_ends_is_cut_off_in_time_or_in_size() {
     sent += n;
     let uri = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(70_000));
     let (answer_to_uri, n) = answer(&ground, &uri).await;
-    assert!(answer_to_uri.starts_with("HTTP/1.1 414 ") || answer_to_uri.starts_with("HTTP/1.1 431 "), "{answer_to_uri}");
+    assert!(
+        answer_to_uri.starts_with("HTTP/1.1 414 ") || answer_to_uri.starts_with("HTTP/1.1 431 "),
+        "{answer_to_uri}"
+    );
     ground.finish(sent + n + dribble.sent).await;
 }
 
@@ -111,7 +114,8 @@ async fn what_is_no_request_is_refused() {
         sent += n;
     }
     // What is no HTTP at all could not read an answer: it is closed.
-    for other in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"SSH-2.0-OpenSSH_9.2\r\n", b"\0\0\0\0\0\0\0\0"] {
+    for other in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"SSH-2.0-OpenSSH_9.2\r\n", b"\0\0\0\0\0\0\0\0"]
+    {
         for port in [ground.http(), ground.grpc()] {
             let mut raw = Raw::connect(port).await;
             raw.send(other).await;
@@ -160,7 +164,8 @@ async fn a_body_of_the_wrong_kind_is_refused_with_what_is_wrong() {
         sent += n;
     }
     let mut raw = Raw::connect(ground.http()).await;
-    raw.send(format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n")).await;
+    raw.send(format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"))
+        .await;
     raw.send(b"Content-Length: 24\r\n\r\n{\"turn\":\"t\",\"text\":\"\xff\xfe\"}").await;
     assert_problem(&raw.rest_text().await, 400, "invalid_request");
     // The same on OpenAI's paths, in OpenAI's form.
@@ -173,7 +178,8 @@ async fn a_body_of_the_wrong_kind_is_refused_with_what_is_wrong() {
         sent += n;
     }
     // What is unknown in a request is passed over.
-    let (answer, n) = answer(&ground, post(path, "application/json", "{\"turn\":\"u\",\"text\":\"x\",\"unknown\":[1]}")).await;
+    let (answer, n) =
+        answer(&ground, post(path, "application/json", "{\"turn\":\"u\",\"text\":\"x\",\"unknown\":[1]}")).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     ground.finish(sent + n + raw.sent).await;
 }
@@ -183,7 +189,8 @@ async fn an_oversized_body_is_413_announced_or_not() {
     let ground = Ground::new().await;
     let mut sent = 0;
     for path in ["/v1/sessions/s/turns", "/v1/chat/completions", "/chat.Stream/chat"] {
-        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n");
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n");
         // Announced: refused before it comes.
         let (told, n) = answer(&ground, format!("{head}Content-Length: {}\r\n\r\n", 1_u64 << 40)).await;
         assert!(told.starts_with("HTTP/1.1 413 ") && told.contains("too_large"), "{told}");
@@ -244,11 +251,19 @@ async fn unknown_sessions_paths_and_methods_are_said_to_be_unknown() {
     assert_eq!((reply.status.as_u16(), &reply.json().unwrap()["code"]), (410, &json!("not_resumable")));
     for after in ["now", "7", "-1-1", "7-7-7"] {
         let reply = client.get(&format!("/v1/sessions/nobody/events?after={after}")).await.unwrap();
-        assert_eq!((reply.status.as_u16(), &reply.json().unwrap()["code"]), (400, &json!("invalid_request")), "{after}");
+        assert_eq!(
+            (reply.status.as_u16(), &reply.json().unwrap()["code"]),
+            (400, &json!("invalid_request")),
+            "{after}"
+        );
     }
     for session in ["%2E%2E", "%00", "a%0Ab", &"x".repeat(257), "%FF"] {
         let reply = client.get(&format!("/v1/sessions/{session}")).await.unwrap();
-        assert_eq!((reply.status.as_u16(), &reply.json().unwrap()["code"]), (400, &json!("invalid_request")), "{session}");
+        assert_eq!(
+            (reply.status.as_u16(), &reply.json().unwrap()["code"]),
+            (400, &json!("invalid_request")),
+            "{session}"
+        );
     }
     let reply = client.get("/v1/nothing").await.unwrap();
     assert_eq!(reply.status, 404, "{}", reply.text());

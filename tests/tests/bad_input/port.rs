@@ -20,7 +20,8 @@ async fn a_port_in_use_is_named_with_its_field_and_the_process_ends() {
         let mut process = Process::start(command).unwrap();
         let status = process.wait(Duration::from_secs(10)).await.unwrap();
         assert_eq!(status.code(), Some(1), "{field}: {}", process.output());
-        let line = process.wait_for_line("why", |line| line.contains(&port.to_string()).then(|| line.to_owned())).unwrap();
+        let line =
+            process.wait_for_line("why", |line| line.contains(&port.to_string()).then(|| line.to_owned())).unwrap();
         for part in [&format!("127.0.0.1:{port}"), &format!("listeners.{field}"), "another process"] {
             assert!(line.contains(part), "no {part:?} in {line:?}");
         }

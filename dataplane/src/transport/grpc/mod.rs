@@ -65,7 +65,8 @@ async fn codec_refusals(response: http::Response<axum::body::Body>) -> http::Res
 /// Whether a request is a gRPC call: all that the gRPC port serves.
 pub fn is_call<B>(request: &http::Request<B>) -> bool {
     let kind = request.headers().get(http::header::CONTENT_TYPE);
-    request.version() == http::Version::HTTP_2 && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    request.version() == http::Version::HTTP_2
+        && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The answer to a request that is none.
