@@ -115,6 +115,14 @@ impl Readers {
         self.attached.iter().flatten().any(|a| a.reader.unfinished())
     }
 
+    /// Whether everything in the logs has been told, and nothing more is to come of itself: no turn runs or waits, as far as
+    /// the entries tell.
+    #[must_use]
+    pub fn at_rest(&self) -> bool {
+        let at_rest = |reader: &Reader| reader.is_live() && !reader.unfinished();
+        self.ready.is_empty() && self.attached.iter().flatten().all(|a| at_rest(&a.reader))
+    }
+
     fn slot_of(&self, session: &SessionId) -> Option<usize> {
         self.attached.iter().position(|a| a.as_ref().is_some_and(|a| a.session == *session))
     }

@@ -27,7 +27,10 @@ use hyper_util::{
     server::conn::auto,
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
 use tower::ServiceExt;
 
 use crate::{
@@ -146,6 +149,18 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, open: OpenConnection) {
+        match self.port {
+            Port::Http => self.serve_on(stream, open).await,
+            // On a socket that takes several buffers at a time, the HTTP/2 library writes every DATA frame of 256 bytes or
+            // more by itself; on this one it gathers what it has for the connection into one write.
+            Port::Grpc => self.serve_on(ws::buffered::Buffered::new(stream), open).await,
+        }
+    }
+
+    async fn serve_on<S>(self, stream: S, open: OpenConnection)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let builder = self.builder();
         let mut leaving = self.gateway.departure.leaving();
         let opened = tokio::select! {

@@ -303,5 +303,12 @@ pub const KEY_FILE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// An API key's file. Keys have some 200 bytes.
 pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
 
-/// What a gRPC message may have beside its text: field tags, ids, the rest of the message.
-pub const GRPC_MESSAGE_OVERHEAD_BYTES: usize = 4 * 1024;
+/// Events of a gRPC stream after which its client is listened to, however many more there are.
+pub const GRPC_EVENTS_BURST: usize = 64;
+
+/// How long a gRPC call may take until its answer begins: the request comes in, the store is asked. A large message over a
+/// slow line takes most of it.
+pub const GRPC_CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Requests to the health and reflection services: names of services and symbols.
+pub const GRPC_SMALL_MESSAGE_BYTES: usize = 16 * 1024;

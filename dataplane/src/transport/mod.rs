@@ -3,4 +3,5 @@
 pub mod frame;
 pub mod grpc;
 pub mod http;
+pub mod nesting;
 pub mod ws;

@@ -238,9 +238,8 @@ async fn what_is_no_frame_is_refused_and_the_connection_stays() {
         ("{\"type\":\"send\",\"session\":\"s\",\"turn\":\"\",\"text\":\"x\"}", "turn"),
         ("{\"type\":\"resume\",\"session\":\"s\"}", "after"),
         ("{\"type\":\"cancel\",\"session\":\"s\"}", "turn"),
-        ("{\"type\":\"ping\",\"t\":DEEP}", ""),
-        ("{\"type\":\"ping\",\"unknown\":DEEP}", ""),
-        ("{\"type\":\"send\",\"session\":\"s\",\"turn\":\"t\",\"text\":\"x\",\"options\":DEEP}", ""),
+        ("{\"type\":\"ping\",\"t\":DEEP}", "nested"),
+        ("{\"type\":\"send\",\"session\":\"s\",\"turn\":\"t\",\"text\":\"x\",\"options\":{\"a\":DEEP}}", "nested"),
         ("{\"type\":\"send\",\"session\":\"s\",\"turn\":\"t\",\"messages\":DEEP}", ""),
     ];
     for (frame, named) in cases {
@@ -257,7 +256,9 @@ async fn what_is_no_frame_is_refused_and_the_connection_stays() {
     let long = json!({"type": "send", "session": "s".repeat(257), "turn": "t", "text": "x"});
     client.send_frame(&long).await.unwrap();
     assert_eq!(client.next().await.unwrap().field("code"), "invalid_request");
-    // It is still good for a turn, and what is unknown in a frame is passed over.
+    // It is still good for a turn, and what is unknown in a frame is passed over, however deep.
+    client.send_text(&deep("{\"type\":\"ping\",\"t\":7,\"unknown\":DEEP}")).await.unwrap();
+    assert_eq!(client.next().await.unwrap().0, json!({"type": "pong", "t": 7}));
     let unknown = json!({"type": "send", "session": "s", "turn": "t", "text": "x", "unknown": {"a": [1]}});
     client.send_frame(&unknown).await.unwrap();
     assert_eq!(client.turn("t").await.unwrap().end().unwrap().kind(), "done");

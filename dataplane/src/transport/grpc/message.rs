@@ -1,12 +1,12 @@
 //! Between the contract's messages and the gateway's: the same events as on every transport, one to one.
 
 use chatgateway_core::{
-    error::Refusal,
-    log::{Entry, EntryKind, SessionId, SnapshotReply, Usage},
+    error::{ErrorCode, Refusal},
+    log::{Entry, EntryId, EntryKind, SessionId, SnapshotReply, Usage},
 };
 use chatgateway_proto::v1::{self, server_message::Message};
-use serde_json::value::RawValue;
 
+use super::json;
 use crate::{
     gateway::{Receipt, SendTurn},
     transport::frame,
@@ -41,6 +41,12 @@ pub(super) fn refusal(refusal: &Refusal, session: Option<String>, turn: Option<S
         turn,
         id: None,
     }))
+}
+
+/// The outcome of a resume.
+pub(super) fn resumed(session: &SessionId, recovered: bool, position: EntryId) -> v1::ServerMessage {
+    let (session, position) = (session.to_string(), position.to_string());
+    message(Message::Resumed(v1::Resumed { session, recovered, position }))
 }
 
 /// An entry of a session's log.
@@ -96,28 +102,19 @@ pub(super) fn session(session: &SessionId, snapshot: SnapshotReply) -> v1::Sessi
 
 /// The turn that a request asks for.
 pub(super) fn turn(request: v1::SendRequest) -> Result<SendTurn, Refusal> {
-    let invalid = |what: &str, error: serde_json::Error| {
-        Refusal::new(chatgateway_core::error::ErrorCode::InvalidRequest, format!("{what}: {error}"))
+    let invalid =
+        |field: &str, error: serde_json::Error| Refusal::new(ErrorCode::InvalidRequest, format!("{field}: {error}"));
+    let session = frame::session_id(&request.session)?;
+    let turn = frame::turn_id(&request.turn)?;
+    let messages = match request.messages.as_slice() {
+        [] => None,
+        messages => Some(json::list(messages).map_err(|e| invalid("messages", e))?),
     };
-    let messages = if request.messages.is_empty() {
-        None
-    } else {
-        let list: Vec<_> =
-            request.messages.iter().map(|m| serde_json::json!({"role": m.role, "content": m.content})).collect();
-        Some(serde_json::value::to_raw_value(&list).map_err(|e| invalid("messages", e))?)
-    };
-    let options = if request.options_json.is_empty() {
-        None
-    } else {
-        Some(RawValue::from_string(request.options_json).map_err(|e| invalid("options_json", e))?)
-    };
-    Ok(SendTurn {
-        session: frame::session_id(&request.session)?,
-        turn: frame::turn_id(&request.turn)?,
-        seq: request.seq,
-        text: request.text,
-        messages,
-        model: request.model,
-        options,
-    })
+    let options = request.options.as_ref().map(json::object).transpose().map_err(|e| invalid("options", e))?;
+    Ok(SendTurn { session, turn, seq: request.seq, text: request.text, messages, model: request.model, options })
+}
+
+/// The position that a request names; none is the log's beginning.
+pub(super) fn position(after: &str) -> Result<EntryId, Refusal> {
+    if after.is_empty() { Ok(EntryId::ZERO) } else { frame::position(after) }
 }

@@ -1,31 +1,44 @@
 //! gRPC, package `chat.v1`, with health and reflection. Served on our own listener, behind hyper: tonic is the codec and the
-//! router.
+//! generated router.
 
 mod chat;
+mod guard;
+mod health;
+mod json;
 mod message;
+mod outbox;
+mod parting;
 mod read;
 mod status;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    pin::Pin,
     sync::Arc,
 };
 
-use axum::extract::ConnectInfo;
+use axum::{Router, extract::ConnectInfo};
 use chatgateway_core::{
-    error::{ErrorCode, Refusal},
-    limits::GRPC_MESSAGE_OVERHEAD_BYTES,
+    error::Refusal,
+    limits::GRPC_SMALL_MESSAGE_BYTES,
     log::{SessionId, TurnId},
 };
 use chatgateway_proto::v1::{
     self,
-    chat_service_server::{ChatService, ChatServiceServer},
+    chat_service_server::{self, ChatService},
 };
-use futures_util::Stream;
-use tonic::{Request, Response, Status, Streaming, service::Routes};
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic::{Request, Response, Status, Streaming};
+use tonic_health::pb::{
+    FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTORS,
+    health_server::{self, HealthServer},
+};
+use tonic_reflection::server::Builder;
+use tower::{ServiceExt, util::MapRequest};
 
+use self::{
+    guard::{Guarded, UntilLeaving},
+    health::PodHealth,
+    outbox::Messages,
+};
 use crate::{
     gateway::{Caller, Gateway},
     transport::frame,
@@ -33,33 +46,40 @@ use crate::{
 
 pub use status::DOMAIN;
 
+/// The contract's name, as `hello` tells it.
+pub const PROTOCOL: &str = "chat.v1";
+
 /// The services of the gRPC port.
-pub fn router(gateway: Arc<Gateway>) -> axum::Router {
-    let max_bytes = gateway.settings().limits.max_message_bytes + GRPC_MESSAGE_OVERHEAD_BYTES;
-    let (reporter, health) = tonic_health::server::health_reporter();
-    tokio::spawn(report_health(gateway.clone(), reporter));
-    let chat = ChatServiceServer::new(Service { gateway }).max_decoding_message_size(max_bytes);
-    let mut routes = Routes::new(chat).add_service(health);
-    let described = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // What statuses carry: tools then show it in words.
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
+pub fn router(gateway: Arc<Gateway>) -> Router {
+    let chat = Guarded::new(gateway.clone(), ChatApi { gateway: gateway.clone() });
+    let health = HealthServer::new(PodHealth::new(gateway.clone())).max_decoding_message_size(GRPC_SMALL_MESSAGE_BYTES);
+    let mut router = Router::new()
+        .route_service(&every_call_of(chat_service_server::SERVICE_NAME), chat)
+        .route_service(&every_call_of(health_server::SERVICE_NAME), health);
     // The descriptors were made by this build; were they broken, the services would still work.
-    if let (Ok(current), Ok(older)) = (described().build_v1(), described().build_v1alpha()) {
-        routes = routes.add_service(current).add_service(older);
+    if let Ok(reflection) = described().build_v1() {
+        let reflection = reflection.max_decoding_message_size(GRPC_SMALL_MESSAGE_BYTES);
+        router =
+            router.route_service("/grpc.reflection.v1.ServerReflection/{call}", until_leaving(&gateway, reflection));
     }
-    routes.prepare().into_axum_router().layer(axum::middleware::map_response(codec_refusals))
+    if let Ok(reflection) = described().build_v1alpha() {
+        let reflection = reflection.max_decoding_message_size(GRPC_SMALL_MESSAGE_BYTES);
+        let path = "/grpc.reflection.v1alpha.ServerReflection/{call}";
+        router = router.route_service(path, until_leaving(&gateway, reflection));
+    }
+    router.fallback(unknown_service)
 }
 
-/// A request that the codec refused, in the gateway's words.
-async fn codec_refusals(response: http::Response<axum::body::Body>) -> http::Response<axum::body::Body> {
-    match Status::from_header_map(response.headers()).as_ref().and_then(status::of_codec) {
-        Some(status) => status.into_http(),
-        None => response,
-    }
+fn every_call_of(service: &str) -> String {
+    format!("/{service}/{{call}}")
+}
+
+fn described() -> Builder<'static> {
+    Builder::configure()
+        .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(HEALTH_DESCRIPTORS)
+        // What statuses carry: tools then show it in words.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
 /// Whether a request is a gRPC call: all that the gRPC port serves.
@@ -78,25 +98,30 @@ pub fn not_a_call() -> http::Response<axum::body::Body> {
     response
 }
 
-async fn report_health(gateway: Arc<Gateway>, reporter: HealthReporter) {
-    let mut drain = gateway.drain_watch();
-    drop(gateway);
-    reporter.set_serving::<ChatServiceServer<Service>>().await;
-    while drain.borrow_and_update().is_none() {
-        if drain.changed().await.is_err() {
-            return;
-        }
-    }
-    reporter.set_not_serving::<ChatServiceServer<Service>>().await;
-    // The empty name stands for the whole server.
-    reporter.set_service_status("", ServingStatus::NotServing).await;
+/// A service whose clients are taken to have asked everything when they are told to go.
+fn until_leaving<S>(
+    gateway: &Arc<Gateway>,
+    service: S,
+) -> MapRequest<S, impl FnMut(axum::extract::Request) -> http::Request<tonic::body::Body> + Clone + use<S>>
+where
+    S: tower_service::Service<http::Request<tonic::body::Body>>,
+{
+    let gateway = gateway.clone();
+    service.map_request(move |request: axum::extract::Request| {
+        request.map(|body| tonic::body::Body::new(UntilLeaving::new(body, &gateway)))
+    })
 }
 
-struct Service {
+async fn unknown_service(request: axum::extract::Request) -> axum::response::Response {
+    let message = format!("there is no {} here; ask the reflection service what there is", request.uri().path());
+    Status::unimplemented(message).into_http()
+}
+
+struct ChatApi {
     gateway: Arc<Gateway>,
 }
 
-impl Service {
+impl ChatApi {
     /// A refusal on its way out, counted.
     fn refused(&self, refusal: Refusal) -> Status {
         status::status(&self.gateway.refused(refusal))
@@ -116,35 +141,30 @@ fn caller<T>(request: &Request<T>) -> Caller {
     Caller::anonymous(peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip()))
 }
 
-type Messages = Pin<Box<dyn Stream<Item = Result<v1::ServerMessage, Status>> + Send>>;
-
 #[tonic::async_trait]
-impl ChatService for Service {
+impl ChatService for ChatApi {
     type ChatStream = Messages;
     type SendStream = Messages;
     type ReadStream = Messages;
 
     async fn chat(&self, request: Request<Streaming<v1::ClientMessage>>) -> Result<Response<Self::ChatStream>, Status> {
         let readers = self.gateway.readers(caller(&request));
-        Ok(Response::new(Box::pin(chat::serve(self.gateway.clone(), readers, request.into_inner()))))
+        Ok(Response::new(chat::serve(self.gateway.clone(), readers, request.into_inner())))
     }
 
     async fn send(&self, request: Request<v1::SendRequest>) -> Result<Response<Self::SendStream>, Status> {
         let mut readers = self.gateway.readers(caller(&request));
         let turn = message::turn(request.into_inner()).map_err(|r| self.refused(r))?;
         let receipt = readers.send(turn).await.map_err(|r| status::status(&r))?;
-        Ok(Response::new(Box::pin(read::turn(readers, receipt))))
+        Ok(Response::new(read::turn(&self.gateway, readers, receipt).await?))
     }
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        let mut readers = self.gateway.readers(caller(&request));
+        let readers = self.gateway.readers(caller(&request));
         let v1::ReadRequest { session, after } = request.into_inner();
-        let after = if after.is_empty() { "0" } else { &after };
-        let after = frame::position(after).map_err(|r| self.refused(r))?;
-        readers.resume(self.session(&session)?, after).map_err(|r| status::status(&r))?;
-        let resumed = read::resumed(&mut readers).await?;
-        let leaving = self.gateway.departure.leaving();
-        Ok(Response::new(Box::pin(read::session(self.gateway.clone(), readers, leaving, resumed))))
+        let session = self.session(&session)?;
+        let after = message::position(&after).map_err(|r| self.refused(r))?;
+        Ok(Response::new(read::session(&self.gateway, readers, session, after).await?))
     }
 
     async fn get_session(&self, request: Request<v1::GetSessionRequest>) -> Result<Response<v1::Session>, Status> {
@@ -174,9 +194,4 @@ impl ChatService for Service {
         self.gateway.delete(&caller, &session).await.map_err(|r| status::status(&r))?;
         Ok(Response::new(v1::DeleteSessionResponse {}))
     }
-}
-
-/// What ends a stream whose session was deleted.
-fn gone() -> Status {
-    status::error(ErrorCode::NotFound, "the session was deleted")
 }

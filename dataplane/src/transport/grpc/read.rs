@@ -1,147 +1,157 @@
 //! `Send` and `Read`: one session's events, down only.
 
-use std::{collections::VecDeque, sync::Arc, task::Poll};
+use std::{sync::Arc, task::Poll};
 
 use chatgateway_core::{
-    drain::DrainPlan,
-    error::ErrorCode,
-    log::{EntryId, SessionId, TurnId},
+    error::{ErrorCode, Refusal},
+    limits::RESUME_TIMEOUT,
+    log::{EntryId, SessionId, TurnId, TurnState},
 };
-use chatgateway_proto::v1::{self, ServerMessage, server_message::Message};
-use futures_util::{Stream, stream};
+use tokio::time::timeout;
 use tonic::Status;
 
-use super::{gone, message, status};
+use super::{
+    message,
+    outbox::{Messages, Outbox, Source, stream},
+    parting::{Parting, Word},
+    status,
+};
 use crate::{
-    clock,
-    gateway::{Gateway, Receipt},
-    leaving::Leaving,
+    gateway::{Gateway, Receipt, draining},
     readers::{ReaderEvent, Readers},
 };
 
-/// A turn's receipt, and its events to its end.
-pub(super) fn turn(readers: Readers, receipt: Receipt) -> impl Stream<Item = Result<ServerMessage, Status>> {
-    let first = message::accepted(&receipt);
-    let state = (readers, receipt.turn, Some(first), false);
-    stream::unfold(state, |(mut readers, turn, first, over)| async move {
-        if let Some(first) = first {
-            return Some((Ok(first), (readers, turn, None, false)));
-        }
-        if over {
-            return None;
-        }
-        let (item, over) = next_of_turn(&mut readers, &turn).await;
-        Some((item, (readers, turn, None, over)))
-    })
-}
+/// What readers are told of a session that was deleted.
+pub(super) const DELETED: &str = "the session was deleted";
 
-/// The turn's next event, and whether it is the last.
-async fn next_of_turn(readers: &mut Readers, turn: &TurnId) -> (Result<ServerMessage, Status>, bool) {
-    loop {
-        match readers.next().await {
-            ReaderEvent::Entry { session, entry } if entry.turn == *turn => {
-                return (Ok(message::entry(&session, &entry)), entry.kind.end().is_some());
-            }
-            // Turns before it in the session.
-            ReaderEvent::Entry { .. } | ReaderEvent::Resumed { recovered: true, .. } => {}
-            ReaderEvent::Resumed { .. } => return (Err(not_resumable()), true),
-            ReaderEvent::Gone { .. } => return (Err(gone()), true),
-            ReaderEvent::Slow { .. } => return (Err(slow()), true),
-        }
-    }
-}
+/// What a reader is told that fell behind the log.
+pub(super) const SLOW: &str =
+    "the client read too slowly, and the log no longer reaches back; GetSession tells where to go on";
 
-/// Where a `Read` begins.
-pub(super) async fn resumed(readers: &mut Readers) -> Result<ServerMessage, Status> {
-    match readers.next().await {
-        ReaderEvent::Resumed { session, recovered: true, position } => Ok(resumed_message(&session, position)),
-        _ => Err(not_resumable()),
-    }
-}
+const NOT_RESUMABLE: &str = "the log does not continue from that position; GetSession tells where to go on";
 
-fn resumed_message(session: &SessionId, position: EntryId) -> ServerMessage {
-    let position = position.to_string();
-    message::message(Message::Resumed(v1::Resumed { session: session.to_string(), recovered: true, position }))
-}
-
-fn not_resumable() -> Status {
-    let message = "the log no longer reaches back to that position; GetSession tells where to go on";
-    status::error(ErrorCode::NotResumable, message)
-}
-
-fn slow() -> Status {
-    status::error(ErrorCode::NotResumable, "the client read too slowly, and the log no longer reaches back")
-}
+const NOT_KEPT: &str = "the turn has ended and its entries are no longer kept; GetSession tells its answer";
 
 struct Reading {
     gateway: Arc<Gateway>,
     readers: Readers,
-    leaving: Leaving,
-    out: VecDeque<ServerMessage>,
-    /// How the stream ends, once `out` is empty.
-    end: Option<Option<Status>>,
+    /// The turn to whose end is read; without one it is the session, until one side leaves.
+    turn: Option<TurnId>,
+    parting: Parting,
+    out: Outbox,
 }
 
-/// A session's events until the client leaves or the pod does.
-pub(super) fn session(
-    gateway: Arc<Gateway>,
-    readers: Readers,
-    leaving: Leaving,
-    first: ServerMessage,
-) -> impl Stream<Item = Result<ServerMessage, Status>> {
-    let state = Reading { gateway, readers, leaving, out: VecDeque::from([first]), end: None };
-    stream::unfold(state, |mut state| async move {
-        loop {
-            if let Some(message) = state.out.pop_front() {
-                return Some((Ok(message), state));
-            }
-            match state.end.take() {
-                Some(Some(status)) => {
-                    state.end = Some(None);
-                    return Some((Err(status), state));
-                }
-                Some(None) => return None,
-                None => state.step().await,
-            }
+/// A turn's receipt, and its events to its end.
+///
+/// # Errors
+/// Where the turn has ended so long ago that its entries are gone.
+pub(super) async fn turn(gateway: &Arc<Gateway>, mut readers: Readers, receipt: Receipt) -> Result<Messages, Status> {
+    let not_kept = || status::refused(gateway, ErrorCode::NotResumable, NOT_KEPT);
+    let mut first = None;
+    if matches!(receipt.state, TurnState::Ended(_) | TurnState::Deleted) {
+        if receipt.from.is_none() {
+            return Err(not_kept());
         }
-    })
+        // Whether the entries are there decides the status.
+        first = match timeout(RESUME_TIMEOUT, readers.next()).await {
+            Ok(ReaderEvent::Resumed { recovered: false, .. } | ReaderEvent::Slow { .. }) => return Err(not_kept()),
+            Ok(event) => Some(event),
+            Err(_) => return Err(no_answer(gateway)),
+        };
+    }
+    let out = Outbox::new([message::accepted(&receipt)]);
+    let parting = Parting::new(gateway);
+    let mut reading = Reading { gateway: gateway.clone(), readers, turn: Some(receipt.turn), parting, out };
+    if let Some(first) = first {
+        reading.event(first);
+    }
+    Ok(stream(reading))
 }
 
-impl Reading {
+/// A session's events after a position, until the client leaves or the pod does.
+///
+/// # Errors
+/// Where the position is not one of the log.
+pub(super) async fn session(
+    gateway: &Arc<Gateway>,
+    mut readers: Readers,
+    session: SessionId,
+    after: EntryId,
+) -> Result<Messages, Status> {
+    readers.resume(session.clone(), after).map_err(|r| status::status(&r))?;
+    let position = match timeout(RESUME_TIMEOUT, readers.next()).await {
+        Ok(ReaderEvent::Resumed { recovered: true, position, .. }) => position,
+        Ok(ReaderEvent::Gone { .. }) => return Err(status::refused(gateway, ErrorCode::NotFound, DELETED)),
+        // An entry cannot come before the outcome.
+        Ok(_) => return Err(status::refused(gateway, ErrorCode::NotResumable, NOT_RESUMABLE)),
+        Err(_) => return Err(no_answer(gateway)),
+    };
+    let out = Outbox::new([message::resumed(&session, true, position)]);
+    let parting = Parting::new(gateway);
+    Ok(stream(Reading { gateway: gateway.clone(), readers, turn: None, parting, out }))
+}
+
+fn no_answer(gateway: &Gateway) -> Status {
+    let refusal = Refusal::new(ErrorCode::StoreUnavailable, "the session store does not answer; try again soon");
+    status::status(&gateway.refused(refusal))
+}
+
+enum Step {
+    Event(ReaderEvent),
+    Parting(Word),
+}
+
+impl Source for Reading {
+    fn out(&mut self) -> &mut Outbox {
+        &mut self.out
+    }
+
     async fn step(&mut self) {
-        let event = std::future::poll_fn(|cx| match self.readers.poll_next(cx) {
-            Poll::Ready(event) => Poll::Ready(Some(event)),
-            Poll::Pending => self.leaving.poll_told(cx).map(|()| None),
+        let step = std::future::poll_fn(|cx| match self.readers.poll_next(cx) {
+            Poll::Ready(event) => Poll::Ready(Step::Event(event)),
+            Poll::Pending => self.parting.poll(cx).map(Step::Parting),
         });
-        match event.await {
-            Some(ReaderEvent::Entry { session, entry }) => {
-                self.out.push_back(message::entry(&session, &entry));
-                if self.leaving.heard() && !self.readers.answering() {
-                    self.end = Some(None);
-                }
+        match step.await {
+            Step::Event(event) => self.event(event),
+            Step::Parting(Word::Leave) => {
+                let go_away = self.parting.go_away(self.answering());
+                self.out.put(go_away);
             }
-            Some(ReaderEvent::Resumed { recovered: true, .. }) => {}
-            Some(ReaderEvent::Resumed { .. }) => self.end = Some(Some(not_resumable())),
-            Some(ReaderEvent::Gone { .. }) => self.end = Some(Some(gone())),
-            Some(ReaderEvent::Slow { .. }) => self.end = Some(Some(slow())),
-            None => {
-                let answering = self.readers.answering();
-                self.out.push_back(go_away(&self.gateway, answering));
-                // An answer that runs is told to its end first.
-                if !answering {
-                    self.end = Some(None);
-                }
-            }
+            Step::Parting(Word::Close) => self.out.end(Err(status::status(&draining()))),
         }
     }
 }
 
-/// The word that the pod goes away.
-pub(super) fn go_away(gateway: &Gateway, answering: bool) -> ServerMessage {
-    let now = clock::now();
-    let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    message::message(Message::GoAway(v1::GoAway {
-        reconnect_after_ms: millis(DrainPlan::reconnect_after(rand::random())),
-        time_left_ms: millis(gateway.start_drain().close_at(now, answering) - now),
-    }))
+impl Reading {
+    fn answering(&self) -> bool {
+        self.turn.is_some() || self.readers.answering()
+    }
+
+    fn event(&mut self, event: ReaderEvent) {
+        match event {
+            ReaderEvent::Entry { session, entry } => {
+                let ends = entry.kind.end().is_some();
+                match &self.turn {
+                    // Turns before it in the session.
+                    Some(turn) if entry.turn != *turn => return,
+                    Some(_) if ends => {
+                        self.out.put(message::entry(&session, &entry));
+                        return self.out.end(Ok(()));
+                    }
+                    _ => self.out.put(message::entry(&session, &entry)),
+                }
+                if ends && self.parting.told() && !self.answering() {
+                    self.parting.hasten();
+                }
+            }
+            ReaderEvent::Resumed { recovered: true, .. } => {}
+            ReaderEvent::Resumed { recovered: false, .. } => self.end(ErrorCode::NotResumable, NOT_RESUMABLE),
+            ReaderEvent::Gone { .. } => self.end(ErrorCode::NotFound, DELETED),
+            ReaderEvent::Slow { .. } => self.end(ErrorCode::NotResumable, SLOW),
+        }
+    }
+
+    fn end(&mut self, code: ErrorCode, message: &str) {
+        self.out.end(Err(status::refused(&self.gateway, code, message)));
+    }
 }

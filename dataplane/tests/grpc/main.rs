@@ -1,0 +1,8 @@
+//! The gRPC port, as its clients see it.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod calls;
+mod chat;
+mod harness;
+mod pod;
