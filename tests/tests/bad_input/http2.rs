@@ -87,7 +87,11 @@ async fn http2_that_is_garbled_ends_in_goaway() {
         ("a stream of the server's", frame(HEADERS, 0x5, 2, GET_ROOT), &[PROTOCOL_ERROR]),
         ("a frame above the bound", huge, &[FRAME_SIZE_ERROR]),
         ("settings of no size", frame(SETTINGS, 0, 0, b"abc"), &[FRAME_SIZE_ERROR, PROTOCOL_ERROR]),
-        ("broken compression", frame(HEADERS, 0x5, 1, &[0xff, 0xff, 0xff, 0xff, 0xff]), &[COMPRESSION_ERROR, PROTOCOL_ERROR]),
+        (
+            "broken compression",
+            frame(HEADERS, 0x5, 1, &[0xff, 0xff, 0xff, 0xff, 0xff]),
+            &[COMPRESSION_ERROR, PROTOCOL_ERROR],
+        ),
         ("a header that never ends", endless_header, &[PROTOCOL_ERROR, COMPRESSION_ERROR, ENHANCE_YOUR_CALM]),
         ("streams reset as soon as opened", resets, &[ENHANCE_YOUR_CALM, PROTOCOL_ERROR]),
     ];
