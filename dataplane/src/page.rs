@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use chatgateway_core::error::ErrorCode;
+use chatgateway_core::error::{ErrorCode, Refusal};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 
 /// One file of the page.
@@ -104,16 +104,8 @@ fn tag(file: File) -> String {
 }
 
 fn nothing_at(uri: &Uri) -> Response {
-    let code = ErrorCode::NotFound;
-    let body = serde_json::json!({
-        "type": "about:blank",
-        "title": "Not Found",
-        "status": code.http_status(),
-        "code": code.as_str(),
-        "detail": format!("there is nothing at {}", uri.path()),
-    });
-    let json = [(header::CONTENT_TYPE, "application/problem+json")];
-    (StatusCode::NOT_FOUND, json, body.to_string()).into_response()
+    let refusal = Refusal::new(ErrorCode::NotFound, format!("there is nothing at {}", uri.path()));
+    crate::transport::http::problem(&refusal).into_response()
 }
 
 #[cfg(test)]

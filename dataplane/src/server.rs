@@ -36,7 +36,7 @@ use tower::ServiceExt;
 use crate::{
     gateway::Gateway,
     metrics::{OpenConnection, Transport},
-    transport::{grpc, http as rest, ws},
+    transport::{grpc, http as rest, patience::Patient, ws},
 };
 
 /// How many connections may wait to be accepted.
@@ -149,6 +149,12 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, open: OpenConnection) {
+        let mut leaving = self.gateway.departure.leaving();
+        let opened = tokio::select! {
+            opened = opening::http(stream, self.gateway.settings().limits.header_timeout) => opened,
+            () = leaving.told() => None,
+        };
+        let Some(stream) = opened else { return };
         match self.port {
             Port::Http => self.serve_on(stream, open).await,
             // On a socket that takes several buffers at a time, the HTTP/2 library writes every DATA frame of 256 bytes or
@@ -163,13 +169,8 @@ impl Connection {
     {
         let builder = self.builder();
         let mut leaving = self.gateway.departure.leaving();
-        let opened = tokio::select! {
-            opened = opening::http(stream, self.gateway.settings().limits.header_timeout) => opened,
-            () = leaving.told() => None,
-        };
-        let Some(stream) = opened else { return };
         let service = service_fn(move |request| self.clone().answer(request));
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(Patient::new(stream)), service);
         tokio::pin!(connection);
         tokio::select! {
             _ = connection.as_mut() => {}

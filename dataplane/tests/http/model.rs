@@ -1,7 +1,7 @@
 //! A small model server that does what the last user message says.
 
 use std::{
-    convert::Infallible,
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -21,7 +21,7 @@ use chatgateway_config::{Settings, UpstreamKind};
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// See the module. It stops with the test's runtime.
 pub struct Model {
@@ -32,14 +32,20 @@ pub struct Model {
 struct Seen {
     calls: AtomicUsize,
     bodies: Mutex<Vec<Value>>,
+    /// Lets an answer die.
+    kill: Notify,
     /// How many calls their clients have left before the end.
     abandoned: watch::Sender<usize>,
 }
 
 impl Model {
     pub async fn start() -> Self {
-        let state =
-            Arc::new(Seen { calls: AtomicUsize::new(0), bodies: Mutex::default(), abandoned: watch::Sender::new(0) });
+        let state = Arc::new(Seen {
+            calls: AtomicUsize::new(0),
+            bodies: Mutex::default(),
+            kill: Notify::new(),
+            abandoned: watch::Sender::new(0),
+        });
         let router = Router::new()
             .route("/v1/chat/completions", post(chat))
             .route("/v1/completions", post(text))
@@ -70,6 +76,11 @@ impl Model {
     /// What it was asked last.
     pub fn last_body(&self) -> Value {
         self.state.bodies.lock().last().cloned().unwrap_or_default()
+    }
+
+    /// Lets an answer die that waits for it.
+    pub fn kill(&self) {
+        self.state.kill.notify_one();
     }
 
     /// Waits until a client has left a call before its end.
@@ -115,8 +126,8 @@ impl Seen {
             return ([(header::CONTENT_TYPE, "application/json")], body).into_response();
         }
         let mut chunks: Vec<String> = said.split_inclusive(' ').map(|word| chunk(word, chat)).collect();
-        let hangs = said.starts_with("hang");
-        if !hangs {
+        let (hangs, dies) = (said.starts_with("hang"), said.starts_with("die"));
+        if !hangs && !dies {
             chunks.push(
                 r#"{"id":"x","odd":true,"choices":[{"index":0,"delta":{},"text":"","finish_reason":"stop"}]}"#.into(),
             );
@@ -130,15 +141,24 @@ impl Seen {
         }
         let guard = Abandoned { seen: self.clone(), complete: false };
         let chunks = stream::iter(chunks.into_iter().map(Some));
+        let seen = self.clone();
         let tail = stream::once(async move {
+            if dies {
+                seen.kill.notified().await;
+            }
             if hangs {
                 std::future::pending::<()>().await;
             }
             None
         });
-        let data = chunks.chain(tail).scan(guard, |guard, chunk| {
+        let inside = said == "die inside";
+        let data = chunks.chain(tail).scan(guard, move |guard, chunk| {
             guard.complete |= chunk.is_none();
-            std::future::ready(chunk.map(|c| Ok::<_, Infallible>(format!("data: {c}\n\n"))))
+            let piece = match chunk {
+                Some(chunk) => Some(Ok(format!("data: {chunk}{}", if inside { "" } else { "\n\n" }))),
+                None => dies.then(|| Err(io::Error::other("killed"))),
+            };
+            std::future::ready(piece)
         });
         ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(data)).into_response()
     }

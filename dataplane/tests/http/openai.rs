@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::{
@@ -254,6 +255,29 @@ async fn a_client_that_leaves_cancels_its_call() {
     stream.next().await.unwrap();
     drop(stream);
     model.abandoned().await;
+}
+
+#[tokio::test]
+async fn a_model_server_that_dies_in_the_middle_is_told_in_the_stream() {
+    let model = Model::start().await;
+    let server = Server::new(model.settings());
+    let ask =
+        |text: &str| json!({"model": "tiny/model", "stream": true, "messages": [{"role": "user", "content": text}]});
+    let mut stream = server.post(CHAT, ask("die between events")).await.sse();
+    for word in ["die ", "between ", "events"] {
+        assert_eq!(stream.next().await.unwrap().json()["choices"][0]["delta"]["content"], word);
+    }
+    model.kill();
+    let rest = stream.rest().await;
+    assert_eq!(rest.len(), 1, "{rest:?}");
+    assert_eq!(rest[0].json()["error"]["code"], "upstream_unavailable");
+
+    // Inside an event nothing can be told; the client sees that its answer is cut off.
+    let mut answer = server.post(CHAT, ask("die inside")).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    answer.body.frame().await.unwrap().unwrap();
+    model.kill();
+    answer.body.collect().await.unwrap_err();
 }
 
 #[tokio::test]

@@ -7,9 +7,12 @@ use bytes::Bytes;
 use chatgateway_core::{error::CloseCode, limits};
 use chatgateway_dataplane::{
     server,
-    transport::ws::{
-        self,
-        socket::{Incoming, Socket, SocketSettings, WriteError},
+    transport::{
+        patience::Patient,
+        ws::{
+            self,
+            socket::{Incoming, Socket, SocketSettings, WriteError},
+        },
     },
 };
 use clap::Parser;
@@ -59,7 +62,8 @@ async fn serve(stream: TcpStream) {
     drop(stream.set_nodelay(true));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).half_close(false);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service_fn(answer));
+    let stream = TokioIo::new(Patient::new(stream));
+    let connection = builder.serve_connection_with_upgrades(stream, service_fn(answer));
     // A client that leaves ends its task.
     drop(connection.await);
 }

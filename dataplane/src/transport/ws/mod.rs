@@ -20,7 +20,10 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response;
 use crate::{
     gateway::{Caller, Gateway},
     readers::ReaderEvent,
-    transport::frame::{self, SUBPROTOCOL},
+    transport::{
+        frame::{self, SUBPROTOCOL},
+        patience::Patient,
+    },
 };
 use socket::{Incoming, Socket, SocketSettings};
 
@@ -128,8 +131,8 @@ pub fn handshake<B>(request: &Request<B>) -> Result<Response<()>, HandshakeError
 
 /// The connection behind an answered handshake and what was read of it already; none where the client has gone.
 pub async fn switched(upgraded: hyper::upgrade::OnUpgrade) -> Option<(TcpStream, Bytes)> {
-    let parts = upgrade::downcast::<TokioIo<TcpStream>>(upgraded.await.ok()?).ok()?;
-    Some((parts.io.into_inner(), parts.read_buf))
+    let parts = upgrade::downcast::<TokioIo<Patient<TcpStream>>>(upgraded.await.ok()?).ok()?;
+    Some((parts.io.into_inner().into_inner(), parts.read_buf))
 }
 
 async fn serve(
