@@ -128,7 +128,7 @@ async fn long_poll(address: SocketAddr, last: String) -> Reader {
             let polled = client.poll(SESSION, &position, wait).await.unwrap();
             wait = "10s";
             // One poll has been answered: this reader is there.
-            drop(begun.try_send(()));
+            let _ = begun.try_send(());
             assert_eq!(polled.events.last().and_then(Event::id).unwrap_or(&position), polled.position);
             position = polled.position;
             events.extend(polled.events);
