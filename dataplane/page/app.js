@@ -164,10 +164,14 @@ async function copy(text, button) {
 }
 
 function onChanged(changed, change) {
-  const kept = [...changed.outbox.values()].filter((item) => item.state !== "refused");
-  storage.keepOutbox(changed.id, kept.map(({ turn, text }) => ({ turn, text })));
+  if (change.kind !== "delta") keepOutbox(changed);
   if (change.kind === "deleted") storage.forget(changed.id);
   if (changed === session) draw(change);
+}
+
+function keepOutbox(changed) {
+  const kept = [...changed.outbox.values()].filter((item) => item.state !== "refused");
+  storage.keepOutbox(changed.id, kept.map(({ turn, text }) => ({ turn, text })));
 }
 
 function draw(change) {

@@ -33,4 +33,4 @@ fi
 export CHROMIUM
 
 [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --no-audit --no-fund --loglevel=error
-exec node --test --test-concurrency=1 --test-timeout=120000 "$@" *.test.js
+exec node --test --test-concurrency=1 --test-timeout=600000 "$@" *.test.js

@@ -386,6 +386,7 @@ impl Machine {
         // An answer in the middle goes on here for as long as the server stays.
         if self.turn.as_ref().is_none_or(|turn| !turn.seen) {
             self.online = false;
+            self.attempt = 0;
             out.push(Effect::Redial(wait_ms));
         }
     }

@@ -267,6 +267,17 @@ fn a_server_that_goes_away_is_left_between_answers() {
     assert_eq!(sent(&resumed(&mut m, true)).len(), 1);
 
     let mut m = machine(true, true);
+    for _ in 0..5 {
+        m.handle(Event::Lost { code: None, reason: "refused".to_owned(), lived_ms: 0 }, 0, 1.0);
+    }
+    hello(&mut m);
+    hear(&mut m, go_away);
+    let effects = m.handle(Event::Lost { code: None, reason: "refused".to_owned(), lived_ms: 0 }, 0, 1.0);
+    assert_eq!(redial_ms(&effects), Some(1_500), "as the server asked");
+    let effects = m.handle(Event::Lost { code: None, reason: "refused".to_owned(), lived_ms: 0 }, 0, 1.0);
+    assert_eq!(redial_ms(&effects), Some(1_000), "waits are short again");
+
+    let mut m = machine(true, true);
     hello(&mut m);
     assert_eq!(redial_ms(&hear(&mut m, go_away)), Some(1_500));
 }

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_tungstenite::{
     Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
-    tungstenite::{Message, Utf8Bytes, client::IntoClientRequest, protocol::CloseFrame},
+    tungstenite::{Error, Message, Utf8Bytes, client::IntoClientRequest, error::ProtocolError, protocol::CloseFrame},
 };
 
 use super::heard::Heard;
@@ -56,7 +56,10 @@ impl Wire {
         let dialled = timeout(CONNECT_WITHIN, Self::connect(address)).await;
         let socket = dialled
             .map_err(|_| End::broken(format!("{address} did not answer within {} s", CONNECT_WITHIN.as_secs())))?
-            .map_err(|e| End::broken(format!("{address}: {e}")))?;
+            .map_err(|e| match e.downcast_ref::<Error>() {
+                Some(Error::Io(error)) => End::broken(format!("{address}: {error}")),
+                _ => End::broken(format!("{address}: {e}")),
+            })?;
         Ok(Self { socket, heard_at: Instant::now(), pinged: false })
     }
 
@@ -80,7 +83,7 @@ impl Wire {
         timeout(SEND_WITHIN, self.socket.send(message))
             .await
             .map_err(|_| End::broken("the connection is stuck"))?
-            .map_err(|e| End::broken(format!("connection lost: {e}")))
+            .map_err(|e| lost(&e))
     }
 
     /// The next frame. Cancel-safe, but for a ping that was being written.
@@ -92,7 +95,7 @@ impl Wire {
             let patience = if self.pinged { PING_AFTER + PONG_WITHIN } else { PING_AFTER };
             let message = match timeout_at(self.heard_at + patience, self.socket.next()).await {
                 Ok(Some(Ok(message))) => message,
-                Ok(Some(Err(error))) => return Err(End::broken(format!("connection lost: {error}"))),
+                Ok(Some(Err(error))) => return Err(lost(&error)),
                 Ok(None) => return Err(End::broken("connection lost")),
                 Err(_) if self.pinged => return Err(End::broken("the server fell silent")),
                 Err(_) => {
@@ -115,6 +118,16 @@ impl Wire {
     pub async fn close(mut self) {
         // A server that does not answer has lost nothing by it.
         let _ = timeout(CLOSE_WITHIN, self.socket.close(None)).await;
+    }
+}
+
+fn lost(error: &Error) -> End {
+    match error {
+        Error::ConnectionClosed
+        | Error::AlreadyClosed
+        | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::broken("connection lost"),
+        Error::Io(error) => End::broken(format!("connection lost: {error}")),
+        other => End::broken(format!("connection lost: {other}")),
     }
 }
 
