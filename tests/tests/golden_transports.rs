@@ -1,5 +1,6 @@
 //! The same turns, read on all four transports, give the same list of events: while they happen and afterwards. The list
 //! itself is a golden file; UPDATE_GOLDENS=1 writes it anew.
+#![cfg(test)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
