@@ -1,6 +1,9 @@
 //! The listeners. An accept loop of our own: connections are counted and capped, headers have a deadline, and a drain can
 //! let go of idle connections without cutting answers off.
 
+mod opening;
+mod unread;
+
 use std::{
     convert::Infallible,
     io,
@@ -17,7 +20,7 @@ use chatgateway_core::limits::{
     GRPC_CONNECTION_WINDOW_BYTES, GRPC_STREAM_WINDOW_BYTES, HEADER_BYTES_MAX, HEADERS_MAX, HTTP1_BUFFER_BYTES,
     HTTP2_PING_TIMEOUT, HTTP2_SEND_BUFFER_BYTES, REFUSED_CONNECTIONS_MAX,
 };
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, Version, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -146,6 +149,12 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, open: OpenConnection) {
+        let mut leaving = self.gateway.departure.leaving();
+        let opened = tokio::select! {
+            opened = opening::http(stream, self.gateway.settings().limits.header_timeout) => opened,
+            () = leaving.told() => None,
+        };
+        let Some(stream) = opened else { return };
         match self.port {
             Port::Http => self.serve_on(stream, open).await,
             // On a socket that takes several buffers at a time, the HTTP/2 library writes every DATA frame of 256 bytes or
@@ -177,9 +186,6 @@ impl Connection {
     fn builder(&self) -> auto::Builder<TokioExecutor> {
         let settings = self.gateway.settings();
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        if self.port == Port::Grpc {
-            builder = builder.http2_only();
-        }
         builder
             .http1()
             .timer(TokioTimer::new())
@@ -209,9 +215,22 @@ impl Connection {
             });
         }
         request.extensions_mut().insert(axum::extract::ConnectInfo(self.peer));
-        Ok(match self.router.oneshot(request.map(Body::new)).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        })
+        // gRPC reads its requests to the end by itself, and its clients wait with an open stream for a refusal.
+        let is_call = self.port == Port::Grpc && grpc::is_call(&request);
+        let watched = request.version() == Version::HTTP_2 && !is_call;
+        let (request, unread) = if watched { unread::watch(request) } else { (request.map(Body::new), None) };
+        let response = if self.port == Port::Grpc && !is_call {
+            drop(request);
+            grpc::not_a_call()
+        } else {
+            match self.router.oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        };
+        if let Some(unread) = unread {
+            unread.read_on().await;
+        }
+        Ok(response)
     }
 }

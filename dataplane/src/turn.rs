@@ -9,7 +9,7 @@ use chatgateway_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::gateway::SendTurn;
+use crate::{gateway::SendTurn, transport::nesting};
 
 #[derive(Serialize)]
 struct Extra<'a> {
@@ -73,6 +73,11 @@ pub fn body(send: &SendTurn) -> Result<TurnBody, Refusal> {
     }
     if send.options.as_ref().is_some_and(|o| !o.get().trim_start().starts_with('{')) {
         return Err(invalid("options: must be an object"));
+    }
+    for (name, json) in [("messages", &send.messages), ("options", &send.options)] {
+        if let Some(json) = json {
+            nesting::check(name, json.get().as_bytes())?;
+        }
     }
     let extra: Arc<str> = if send.messages.is_none() && send.model.is_none() && send.options.is_none() {
         Arc::from("")

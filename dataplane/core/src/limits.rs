@@ -106,7 +106,10 @@ pub const MAILBOX_MAX_BYTES: usize = 256 * 1024;
 pub const WS_READ_BUFFER_BYTES: usize = 1024;
 
 /// Largest frame the server sends; longer messages go out as fragments. The codec keeps a buffer of its largest frame.
-pub const WS_FRAGMENT_BYTES: usize = 1024;
+pub const WS_FRAGMENT_BYTES: usize = 512;
+
+/// Bytes of frames that wait in the codec of a client that does not read: one of the server's own, and the pongs before it.
+pub const WS_UNSENT_MAX_BYTES: usize = 4 * WS_FRAGMENT_BYTES;
 
 /// Bytes gathered for one write to a WebSocket's socket. The buffer is given back when it is empty.
 pub const WS_WRITE_BUFFER_BYTES: usize = 16 * 1024;
@@ -137,6 +140,12 @@ pub const REFUSED_CONNECTIONS_MAX: usize = 64;
 
 /// How often the Memory store looks for expired sessions that nobody asks for.
 pub const MEMORY_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a connection is looked at whose first bytes came but do not tell yet what it speaks.
+pub const OPENING_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long an HTTP/2 answer that is ready early waits for the rest of its request, so that a broken request is told so.
+pub const UNREAD_BODY_WAIT: Duration = Duration::from_millis(200);
 
 /// Headers of one HTTP/1 request.
 pub const HEADERS_MAX: usize = 64;

@@ -10,6 +10,7 @@ use chatgateway_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::nesting;
 use crate::gateway::{Receipt, SendTurn};
 
 /// The subprotocol's name.
@@ -112,7 +113,12 @@ impl<'a> ClientFrame<'a> {
             "cancel" => {
                 Ok(Self::Cancel { session: needed(fields.session, "session")?, turn: needed(fields.turn, "turn")? })
             }
-            "ping" => Ok(Self::Ping { t: fields.t }),
+            "ping" => {
+                if let Some(t) = fields.t {
+                    nesting::check("t", t.get().as_bytes())?;
+                }
+                Ok(Self::Ping { t: fields.t })
+            }
             _ => Err(invalid("unknown type of frame; clients send send, resume, cancel and ping".into())),
         }
     }

@@ -3,5 +3,6 @@
 pub mod frame;
 pub mod grpc;
 pub mod http;
+pub mod nesting;
 pub mod patience;
 pub mod ws;

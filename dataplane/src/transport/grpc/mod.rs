@@ -78,8 +78,24 @@ fn described() -> Builder<'static> {
     Builder::configure()
         .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
         .register_encoded_file_descriptor_set(HEALTH_DESCRIPTORS)
-        // For the details of statuses: tools show them as what they are.
+        // What statuses carry: tools then show it in words.
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// Whether a request is a gRPC call: all that the gRPC port serves.
+pub fn is_call<B>(request: &http::Request<B>) -> bool {
+    let kind = request.headers().get(http::header::CONTENT_TYPE);
+    request.version() == http::Version::HTTP_2
+        && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The answer to a request that is none.
+pub fn not_a_call() -> http::Response<axum::body::Body> {
+    let mut response = http::Response::new(axum::body::Body::from(
+        "this port speaks gRPC: HTTP/2 with content-type application/grpc; everything else is on the HTTP port\n",
+    ));
+    *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
 }
 
 /// A service whose clients are taken to have asked everything when they are told to go.

@@ -85,16 +85,7 @@ pub fn upgrade(
     let settings = gateway.settings();
     check_origin(request.headers(), &settings.limits.allowed_origins)?;
     let mode = mode(&request)?;
-    let mut head = Request::builder().method(request.method()).uri(request.uri()).version(request.version());
-    if let Some(headers) = head.headers_mut() {
-        headers.clone_from(request.headers());
-    }
-    let handshake = head
-        .body(())
-        .map_err(|e| e.to_string())
-        .and_then(|head| create_response(&head).map_err(|e| e.to_string()))
-        .map_err(HandshakeError::NotOne);
-    let mut response = handshake?;
+    let mut response = handshake(&request)?;
     match &mode {
         Mode::Json => {
             response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
@@ -115,13 +106,33 @@ pub fn upgrade(
     drop(request);
     let (gateway, caller) = (gateway.clone(), Caller::anonymous(peer.ip()));
     tokio::spawn(async move {
-        let Ok(upgraded) = upgraded.await else { return };
-        let Ok(parts) = upgrade::downcast::<TokioIo<Patient<TcpStream>>>(upgraded) else { return };
+        let Some((io, early)) = switched(upgraded).await else { return };
         let connection = gateway.metrics.connection(crate::metrics::Transport::WebSocket);
-        serve(&gateway, caller, mode, parts.io.into_inner().into_inner(), parts.read_buf, socket_settings).await;
+        serve(&gateway, caller, mode, io, early, socket_settings).await;
         drop(connection);
     });
     Ok(response)
+}
+
+/// The answer to a WebSocket handshake, without a subprotocol.
+///
+/// # Errors
+/// [`HandshakeError::NotOne`].
+pub fn handshake<B>(request: &Request<B>) -> Result<Response<()>, HandshakeError> {
+    let mut head = Request::builder().method(request.method()).uri(request.uri()).version(request.version());
+    if let Some(headers) = head.headers_mut() {
+        headers.clone_from(request.headers());
+    }
+    head.body(())
+        .map_err(|e| e.to_string())
+        .and_then(|head| create_response(&head).map_err(|e| e.to_string()))
+        .map_err(HandshakeError::NotOne)
+}
+
+/// The connection behind an answered handshake and what was read of it already; none where the client has gone.
+pub async fn switched(upgraded: hyper::upgrade::OnUpgrade) -> Option<(TcpStream, Bytes)> {
+    let parts = upgrade::downcast::<TokioIo<Patient<TcpStream>>>(upgraded.await.ok()?).ok()?;
+    Some((parts.io.into_inner().into_inner(), parts.read_buf))
 }
 
 async fn serve(

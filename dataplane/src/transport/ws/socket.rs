@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use chatgateway_core::{
     error::CloseCode,
-    limits::{OVERSIZED_READ_ON, WRITE_STALL, WS_FRAGMENT_BYTES, WS_READ_BUFFER_BYTES},
+    limits::{OVERSIZED_READ_ON, WRITE_STALL, WS_FRAGMENT_BYTES, WS_READ_BUFFER_BYTES, WS_UNSENT_MAX_BYTES},
 };
 use futures_util::{Sink, SinkExt, Stream};
 use tokio::{
@@ -87,7 +87,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             .read_buffer_size(WS_READ_BUFFER_BYTES)
             // Each frame goes to the gathering buffer at once: the codec's own keeps its capacity for ever.
             .write_buffer_size(0)
-            .max_write_buffer_size(usize::MAX)
+            // What waits there when the client does not read: pongs past it are dropped but for the last.
+            .max_write_buffer_size(WS_UNSENT_MAX_BYTES)
             .max_message_size(Some(settings.max_message_bytes))
             .max_frame_size(Some(settings.max_message_bytes));
         let io = Buffered::new(io);
@@ -160,27 +161,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         if text.len() <= WS_FRAGMENT_BYTES {
             return self.put(Message::text(text)).await;
         }
-        let mut rest = Bytes::from(text);
-        let mut kind = Data::Text;
-        while !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(WS_FRAGMENT_BYTES));
-            self.put(Message::Frame(Frame::message(piece, OpCode::Data(kind), rest.is_empty()))).await?;
-            kind = Data::Continue;
-        }
-        Ok(())
+        self.put_pieces(text.into(), Data::Text).await
     }
 
-    async fn put(&mut self, message: Message) -> Result<(), WriteError> {
-        // Most often there is room: then no timer is made.
-        let ready = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut self.stream).poll_ready(cx))).await;
-        match ready {
-            Poll::Ready(ready) => ready?,
-            Poll::Pending => {
-                let ready = std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_ready(cx));
-                tokio::time::timeout(WRITE_STALL, ready).await.map_err(|_| WriteError::Stalled)??;
+    async fn put_pieces(&mut self, mut rest: Bytes, mut kind: Data) -> Result<(), WriteError> {
+        loop {
+            let piece = rest.split_to(rest.len().min(WS_FRAGMENT_BYTES));
+            self.put(Message::Frame(Frame::message(piece, OpCode::Data(kind), rest.is_empty()))).await?;
+            if rest.is_empty() {
+                return Ok(());
             }
+            kind = Data::Continue;
         }
-        Ok(Pin::new(&mut self.stream).start_send(message)?)
+    }
+
+    async fn put(&mut self, mut message: Message) -> Result<(), WriteError> {
+        loop {
+            // Most often there is room: then no timer is made.
+            let ready = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut self.stream).poll_ready(cx))).await;
+            match ready {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => {
+                    let ready = std::future::poll_fn(|cx| Pin::new(&mut self.stream).poll_ready(cx));
+                    tokio::time::timeout(WRITE_STALL, ready).await.map_err(|_| WriteError::Stalled)??;
+                }
+            }
+            message = match Pin::new(&mut self.stream).start_send(message) {
+                // Pongs were in the way.
+                Err(tungstenite::Error::WriteBufferFull(unsent)) => *unsent,
+                sent => return Ok(sent?),
+            };
+            self.flush().await?;
+        }
     }
 
     /// Sends what was gathered.
@@ -197,12 +209,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// Sends a binary message at once.
+    /// Sends a binary message at once, a long one as fragments.
     ///
     /// # Errors
     /// [`WriteError`].
     pub async fn send_binary(&mut self, data: Bytes) -> Result<(), WriteError> {
-        self.put(Message::Binary(data)).await?;
+        self.put_pieces(data, Data::Binary).await?;
         self.flush().await
     }
 
