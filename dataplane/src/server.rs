@@ -17,8 +17,8 @@ use std::{
 
 use axum::body::Body;
 use chatgateway_core::limits::{
-    GRPC_CONNECTION_WINDOW_BYTES, GRPC_STREAM_WINDOW_BYTES, HEADER_BYTES_MAX, HEADERS_MAX, HTTP1_BUFFER_BYTES,
-    HTTP2_PING_TIMEOUT, HTTP2_SEND_BUFFER_BYTES, REFUSED_CONNECTIONS_MAX,
+    GRPC_CONNECTION_AGE, GRPC_CONNECTION_WINDOW_BYTES, GRPC_STREAM_WINDOW_BYTES, HEADER_BYTES_MAX, HEADERS_MAX,
+    HTTP1_BUFFER_BYTES, HTTP2_PING_TIMEOUT, HTTP2_SEND_BUFFER_BYTES, REFUSED_CONNECTIONS_MAX,
 };
 use http::{Request, Response, StatusCode, Version, header};
 use hyper::{body::Incoming, service::service_fn};
@@ -139,6 +139,15 @@ fn refuse(stream: TcpStream, refused: Arc<AtomicUsize>) {
     });
 }
 
+/// gRPC clients keep one connection and would never find new pods: theirs ends some time, each at a time of its own. Calls
+/// that run on it go on.
+async fn grown_old(port: Port) {
+    match port {
+        Port::Http => std::future::pending().await,
+        Port::Grpc => tokio::time::sleep(GRPC_CONNECTION_AGE.mul_f64(rand::random_range(0.9..1.1))).await,
+    }
+}
+
 #[derive(Clone)]
 struct Connection {
     gateway: Arc<Gateway>,
@@ -169,12 +178,19 @@ impl Connection {
     {
         let builder = self.builder();
         let mut leaving = self.gateway.departure.leaving();
+        let port = self.port;
         let service = service_fn(move |request| self.clone().answer(request));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(Patient::new(stream)), service);
         tokio::pin!(connection);
+        let parting = async {
+            tokio::select! {
+                () = leaving.told() => {}
+                () = grown_old(port) => {}
+            }
+        };
         tokio::select! {
             _ = connection.as_mut() => {}
-            () = leaving.told() => {
+            () = parting => {
                 connection.as_mut().graceful_shutdown();
                 // Ends when its answers have ended; the process's own deadline bounds it.
                 let _ = connection.await;

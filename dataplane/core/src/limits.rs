@@ -312,3 +312,7 @@ pub const GRPC_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Requests to the health and reflection services: names of services and symbols.
 pub const GRPC_SMALL_MESSAGE_BYTES: usize = 16 * 1024;
+
+/// How long a gRPC connection takes new calls, give or take a tenth: long enough that reconnecting costs nothing, short
+/// enough that new pods get their share within the hour.
+pub const GRPC_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
