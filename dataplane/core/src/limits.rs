@@ -55,7 +55,7 @@ pub const JSON_DEPTH_MAX: usize = 128;
 /// Bytes of events that go into one piece of an HTTP stream: few writes while catching up, little memory for each stream.
 pub const SSE_CHUNK_BYTES: usize = 16 * 1024;
 
-/// When a client of an event stream whose connection broke should come back.
+/// When a client of an event stream whose connection broke should come back, on average: half of it to one and a half.
 pub const SSE_RETRY: Duration = Duration::from_secs(2);
 
 /// How long a poll waits at most: proxies tend to cut silent requests after a minute.

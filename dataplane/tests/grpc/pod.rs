@@ -82,6 +82,10 @@ async fn reflection_describes_the_contract_with_its_comments() {
     let comments = file.source_code_info.unwrap().location;
     assert!(comments.iter().any(|l| l.leading_comments().contains("One stream for everything")));
 
+    questions.send(ask(MessageRequest::FileContainingSymbol("google.rpc.ErrorInfo".into()))).await.unwrap();
+    let answer = answers.next().await.unwrap().unwrap().message_response;
+    assert!(matches!(answer, Some(MessageResponse::FileDescriptorResponse(_))), "{answer:?}");
+
     // A client that keeps its stream open does not hold up a drain.
     pod.gateway.start_drain();
     assert!(answers.next().await.is_none());

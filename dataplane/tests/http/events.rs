@@ -296,3 +296,25 @@ async fn a_drain_lets_answers_finish_and_takes_no_new_turns() {
     assert_eq!(server.poll("s", &end, "30s").await["events"], json!([]));
     assert!(at.elapsed() < Duration::from_secs(2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_still_waits_at_the_end_of_a_drain_is_told_so() {
+    let mut settings = slow();
+    settings.drain.timeout = Duration::from_secs(20);
+    let server = Server::new(settings);
+    let waiting = {
+        let server = server.clone();
+        let body = json!({"turn": "t", "text": "much"});
+        tokio::spawn(async move { server.post("/v1/sessions/s/turns", body).await.problem(503, "draining").await })
+    };
+    server.events("s", "0").await.until("delta").await;
+    let body = json!({"model": "demo", "stream": true, "messages": [{"role": "user", "content": "much"}]});
+    let mut chunks = server.post("/v1/chat/completions", body).await.sse();
+    chunks.next().await.unwrap();
+    let start = Instant::now();
+    server.gateway.start_drain();
+    assert_eq!(waiting.await.unwrap()["retryable"], true);
+    let left = start.elapsed();
+    assert!(left > Duration::from_secs(19) && left < Duration::from_secs(20), "{left:?}");
+    assert_eq!(chunks.rest().await.last().unwrap().json()["error"]["code"], "draining");
+}

@@ -1,6 +1,6 @@
 //! `Chat`: a whole connection in one stream, the twin of the WebSocket.
 
-use std::{collections::HashSet, pin::Pin, sync::Arc, task::Poll};
+use std::{pin::Pin, sync::Arc, task::Poll};
 
 use chatgateway_core::{
     error::{ErrorCode, Refusal},
@@ -28,9 +28,9 @@ struct Chat {
     readers: Readers,
     /// `None` once the client has half-closed.
     incoming: Option<Streaming<v1::ClientMessage>>,
-    /// Turns that were sent here and whose end has not been told yet. Between two turns of a session its reader does not know
-    /// of the second one.
-    open: HashSet<(SessionId, TurnId)>,
+    /// Turns that were sent here and whose end has not been told yet: seldom more than one. Between two turns of a session its
+    /// reader does not know of the second one.
+    open: Vec<(SessionId, TurnId)>,
     parting: Parting,
     out: Outbox,
     /// Events since the client was last listened to.
@@ -56,7 +56,7 @@ pub(super) fn serve(gateway: Arc<Gateway>, readers: Readers, incoming: Streaming
     }));
     let parting = Parting::new(&gateway);
     let (incoming, out) = (Some(incoming), Outbox::new([hello]));
-    stream(Chat { gateway, readers, incoming, open: HashSet::new(), parting, out, burst: 0 })
+    stream(Chat { gateway, readers, incoming, open: Vec::new(), parting, out, burst: 0 })
 }
 
 impl Source for Chat {
@@ -66,7 +66,8 @@ impl Source for Chat {
 
     async fn step(&mut self) {
         match self.wait().await {
-            Step::Client(Some(Ok(message))) => self.client(message).await,
+            // Boxed: accepting a turn has a large state, which would be moved about with every message from the server.
+            Step::Client(Some(Ok(message))) => Box::pin(self.client(message)).await,
             Step::Client(Some(Err(error))) => self.out.end(Err(status::not_taken(&self.gateway, error))),
             Step::Client(None) => self.incoming = None,
             Step::Event(event) => self.event(event),
@@ -140,8 +141,9 @@ impl Chat {
         match self.readers.send(send).await {
             Ok(receipt) => {
                 self.out.put(message::accepted(&receipt));
-                if matches!(receipt.state, TurnState::Running | TurnState::Queued) {
-                    self.open.insert((receipt.session, receipt.turn));
+                let open = (receipt.session, receipt.turn);
+                if matches!(receipt.state, TurnState::Running | TurnState::Queued) && !self.open.contains(&open) {
+                    self.open.push(open);
                 }
             }
             Err(refusal) => self.out.put(message::refusal(&refusal, Some(session), Some(turn))),
@@ -186,7 +188,7 @@ impl Chat {
             ReaderEvent::Entry { session, entry } => {
                 self.out.put(message::entry(&session, &entry));
                 if entry.kind.end().is_some() {
-                    self.open.remove(&(session, entry.turn.clone()));
+                    self.open.retain(|(of, turn)| *turn != entry.turn || *of != session);
                     if self.parting.told() && !self.answering() {
                         self.parting.hasten();
                     }

@@ -96,7 +96,7 @@ async fn whole_body(headers: &HeaderMap, mut body: Body, max: usize) -> Result<B
         let frame = match timeout_at(patience, body.frame()).await {
             Err(_) => return Err(too_slow()),
             Ok(None) => break,
-            Ok(Some(Err(e))) => return Err(Problem::invalid(format!("the body ended early: {e}"))),
+            Ok(Some(Err(_))) => return Err(Problem::invalid("the body ended before it was complete")),
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };

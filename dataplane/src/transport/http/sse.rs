@@ -54,7 +54,9 @@ impl EventStream {
         farewell: Farewell,
         ping_interval: Duration,
     ) -> Self {
-        let out = format!("retry: {}\nid: {position}\n\n", SSE_RETRY.as_millis()).into_bytes();
+        // Not all at once, should this process die.
+        let retry = SSE_RETRY.mul_f64(0.5 + rand::random::<f64>());
+        let out = format!("retry: {}\nid: {position}\n\n", millis(retry)).into_bytes();
         let last_sent = Instant::now();
         Self { readers, session, scope, farewell, ping_interval, last_sent, out, ended: false }
     }
