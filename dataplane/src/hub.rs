@@ -18,6 +18,9 @@ use parking_lot::Mutex;
 
 use crate::shard::shard_of;
 
+/// Pieces of mail for which an idle connection keeps room.
+const KEPT_MAIL: usize = 8;
+
 /// What waits for a connection.
 #[derive(Debug)]
 pub enum Mail {
@@ -126,7 +129,7 @@ impl Mailbox {
             Mail::Overflow => inner.behind.retain(|s| *s != slot),
             Mail::Deleted => {}
         }
-        if inner.queue.is_empty() && inner.queue.capacity() > 32 {
+        if inner.queue.is_empty() && inner.queue.capacity() > KEPT_MAIL {
             inner.queue = VecDeque::new();
         }
         Some((slot, mail))

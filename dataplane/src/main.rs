@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 // Gives memory back after a peak, where the system's allocator keeps it.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// The chat gateway: WebSocket, SSE, long polling, OpenAI API and gRPC in front of language models.
 #[derive(Parser)]

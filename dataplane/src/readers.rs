@@ -23,6 +23,9 @@ use crate::{
     store::{Answer, Call},
 };
 
+/// Events for which an idle connection keeps room.
+const KEPT_EVENTS: usize = 8;
+
 /// What a connection is told of the sessions it reads.
 #[derive(Debug)]
 pub enum ReaderEvent {
@@ -137,6 +140,8 @@ impl Readers {
             let message = format!("a connection may read {SESSIONS_PER_CONNECTION_MAX} sessions; open another one");
             return Err(self.gateway.refused(Refusal::new(ErrorCode::InvalidRequest, message)));
         }
+        // Most connections read one session, and there are many connections.
+        self.attached.reserve_exact(1);
         self.attached.push(None);
         Ok(self.attached.len() - 1)
     }
@@ -214,7 +219,7 @@ impl Readers {
     /// What is there now.
     pub fn try_next(&mut self) -> Option<ReaderEvent> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            if let Some(event) = self.pop_ready() {
                 return Some(event);
             }
             let (slot, mail) = self.mailbox.as_ref()?.pop()?;
@@ -225,7 +230,7 @@ impl Readers {
     /// The next event; the caller is woken when there is one.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<ReaderEvent> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            if let Some(event) = self.pop_ready() {
                 return Poll::Ready(event);
             }
             if let Some(mailbox) = &self.mailbox
@@ -239,6 +244,14 @@ impl Readers {
             }
             return Poll::Pending;
         }
+    }
+
+    fn pop_ready(&mut self) -> Option<ReaderEvent> {
+        let event = self.ready.pop_front()?;
+        if self.ready.is_empty() && self.ready.capacity() > KEPT_EVENTS {
+            self.ready = VecDeque::new();
+        }
+        Some(event)
     }
 
     fn deliver(&mut self, slot: u32, mail: Mail) {
@@ -328,7 +341,10 @@ impl Readers {
         for effect in effects.drain(..) {
             self.carry_out(slot, effect);
         }
-        self.effects = effects;
+        // After a page of the log the room it took is given back: connections are idle most of the time.
+        if effects.capacity() <= KEPT_EVENTS {
+            self.effects = effects;
+        }
     }
 
     fn carry_out(&mut self, slot: usize, effect: ReaderEffect) {

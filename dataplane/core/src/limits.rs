@@ -106,7 +106,7 @@ pub const MAILBOX_MAX_BYTES: usize = 256 * 1024;
 pub const WS_READ_BUFFER_BYTES: usize = 1024;
 
 /// Largest frame the server sends; longer messages go out as fragments. The codec keeps a buffer of its largest frame.
-pub const WS_FRAGMENT_BYTES: usize = 1024;
+pub const WS_FRAGMENT_BYTES: usize = 512;
 
 /// Bytes of frames that wait in the codec of a client that does not read: one of the server's own, and the pongs before it.
 pub const WS_UNSENT_MAX_BYTES: usize = 4 * WS_FRAGMENT_BYTES;

@@ -21,6 +21,9 @@ use parking_lot::Mutex;
 use super::{Answer, Call, Store};
 use crate::{clock::Clock, shard::shard_of};
 
+/// Sessions for which an empty shard keeps room.
+const SHARD_KEPT: usize = 4;
+
 /// A slot is empty only while a call works on it.
 type Shard = Mutex<HashMap<SessionKey, Option<SessionState>>>;
 
@@ -71,7 +74,7 @@ impl MemoryStore {
                 }
                 live
             });
-            if shard.capacity() > 4 * (shard.len() + 16) {
+            if shard.capacity() > 2 * (shard.len() + SHARD_KEPT) {
                 shard.shrink_to_fit();
             }
             drop(shard);

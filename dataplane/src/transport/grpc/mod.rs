@@ -78,7 +78,7 @@ fn described() -> Builder<'static> {
     Builder::configure()
         .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
         .register_encoded_file_descriptor_set(HEALTH_DESCRIPTORS)
-        // For the details of statuses: tools show them as what they are.
+        // What statuses carry: tools then show it in words.
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 

@@ -97,7 +97,10 @@ impl EventStream {
             }
             if !self.out.is_empty() {
                 self.last_sent = Instant::now();
-                return Some(std::mem::take(&mut self.out).into());
+                let mut chunk = std::mem::take(&mut self.out);
+                // It may wait long for a client that does not read.
+                chunk.shrink_to_fit();
+                return Some(chunk.into());
             }
             if self.ended {
                 return None;
