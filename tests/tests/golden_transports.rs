@@ -30,7 +30,7 @@ struct Asked {
 }
 
 #[tokio::test]
-async fn all_transports_tell_the_same_events() {
+async fn golden_all_transports_tell_the_same_events() {
     let input = std::fs::read_to_string(golden("transports.in.yaml")).unwrap();
     let turns: Vec<Asked> = serde_saphyr::from_str(&input).unwrap();
     let last = turns.last().unwrap().turn.clone();

@@ -47,7 +47,7 @@ async fn fragments_of_nothing_for_ever_cost_nothing() {
 #[tokio::test]
 async fn turns_without_end_are_refused_with_session_busy_and_the_queue_is_answered() {
     let ground = Ground::with(json!({
-        "upstreams": [{"name": "demo", "type": "Demo", "demo": {"tokenDelay": "20ms"}}],
+        "upstreams": [{"name": "demo", "type": "Demo", "demo": {"tokenDelay": "2ms"}}],
     }))
     .await;
     let mut client = WsClient::connect(ground.http()).await.unwrap();
