@@ -73,6 +73,13 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
+    /// An empty one, with room for a few pieces of mail.
+    #[must_use]
+    pub fn with_room() -> Self {
+        let queue = VecDeque::with_capacity(KEPT_MAIL);
+        Self { inner: Mutex::new(MailboxInner { queue, ..MailboxInner::default() }), ..Self::default() }
+    }
+
     /// Puts an entry in. Returns `false` where the reader was sent to the log instead.
     fn push(&self, slot: u32, entry: &Arc<Entry>) -> bool {
         let mut inner = self.inner.lock();

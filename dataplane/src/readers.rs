@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Events for which an idle connection keeps room.
-const KEPT_EVENTS: usize = 8;
+const KEPT_EVENTS: usize = 4;
 
 /// What a connection is told of the sessions it reads.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ struct Attached {
 pub struct Readers {
     gateway: Arc<Gateway>,
     caller: Caller,
-    mailbox: Option<Arc<Mailbox>>,
+    mailbox: Arc<Mailbox>,
     /// By slot.
     attached: Vec<Option<Attached>>,
     ready: VecDeque<ReaderEvent>,
@@ -83,13 +83,15 @@ pub struct Readers {
 
 impl Readers {
     pub(crate) fn new(gateway: Arc<Gateway>, caller: Caller) -> Self {
+        // What a connection needs for its first session is taken at once: taken later, in the middle of an answer, it would
+        // pin the memory around it for as long as the connection lives.
         Self {
             gateway,
             caller,
-            mailbox: None,
-            attached: Vec::new(),
-            ready: VecDeque::new(),
-            effects: Vec::new(),
+            mailbox: Arc::new(Mailbox::with_room()),
+            attached: Vec::with_capacity(1),
+            ready: VecDeque::with_capacity(KEPT_EVENTS),
+            effects: Vec::with_capacity(KEPT_EVENTS),
             timer: None,
         }
     }
@@ -160,7 +162,7 @@ impl Readers {
         let slot = self.free_slot()?;
         let session = send.session.clone();
         let channel = self.gateway.hub.channel(&self.caller.key(&session));
-        let mailbox = self.mailbox.get_or_insert_default().clone();
+        let mailbox = self.mailbox.clone();
         // Subscribed before the turn begins, so that no entry of it can pass.
         let subscription = Subscription::new(channel.clone(), mailbox, slot);
         let receipt = self.gateway.begin(&channel, send).await?;
@@ -182,7 +184,7 @@ impl Readers {
         }
         let slot = self.free_slot()?;
         let channel = self.gateway.hub.channel(&self.caller.key(&session));
-        let mailbox = self.mailbox.get_or_insert_default().clone();
+        let mailbox = self.mailbox.clone();
         channel.subscribe(&mailbox, slot_number(slot));
         self.attach(slot, session, channel, after, false);
         if let Some(attached) = &mut self.attached[slot] {
@@ -205,9 +207,9 @@ impl Readers {
 
     /// Stops reading a session.
     fn detach(&mut self, slot: usize) {
-        if let (Some(attached), Some(mailbox)) = (self.attached[slot].take(), &self.mailbox) {
-            attached.channel.unsubscribe(mailbox, slot_number(slot));
-            mailbox.forget(slot_number(slot));
+        if let Some(attached) = self.attached[slot].take() {
+            attached.channel.unsubscribe(&self.mailbox, slot_number(slot));
+            self.mailbox.forget(slot_number(slot));
         }
     }
 
@@ -222,7 +224,7 @@ impl Readers {
             if let Some(event) = self.pop_ready() {
                 return Some(event);
             }
-            let (slot, mail) = self.mailbox.as_ref()?.pop()?;
+            let (slot, mail) = self.mailbox.pop()?;
             self.deliver(slot, mail);
         }
     }
@@ -233,9 +235,7 @@ impl Readers {
             if let Some(event) = self.pop_ready() {
                 return Poll::Ready(event);
             }
-            if let Some(mailbox) = &self.mailbox
-                && let Poll::Ready((slot, mail)) = mailbox.poll_pop(cx)
-            {
+            if let Poll::Ready((slot, mail)) = self.mailbox.poll_pop(cx) {
                 self.deliver(slot, mail);
                 continue;
             }

@@ -13,7 +13,7 @@ import { chromium } from "playwright-core";
 const START_TIMEOUT_MS = 20_000;
 
 /** Waits until `check` gives something truthy. */
-export async function until(what, check, timeoutMs = 15_000) {
+export async function until(what, check, timeoutMs = 60_000) {
   const deadline = Date.now() + timeoutMs;
   for (;;) {
     const found = await check();
@@ -217,7 +217,7 @@ export class Tab {
   static async open(context, port, hash = "") {
     const tab = new Tab();
     tab.page = await context.newPage();
-    tab.page.setDefaultTimeout(15_000);
+    tab.page.setDefaultTimeout(60_000);
     tab.page.on("pageerror", (error) => tab.problems.push(error.stack));
     tab.page.on("console", (message) => {
       if (message.type() === "error" && !/ERR_|WebSocket|status of 404/.test(message.text())) tab.problems.push(message.text());

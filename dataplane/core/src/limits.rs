@@ -115,7 +115,7 @@ pub const WS_UNSENT_MAX_BYTES: usize = 4 * WS_FRAGMENT_BYTES;
 pub const WS_WRITE_BUFFER_BYTES: usize = 16 * 1024;
 
 /// What of that buffer an idle connection keeps: enough for the frames of a short answer without asking the allocator.
-pub const WS_WRITE_BUFFER_KEPT_BYTES: usize = 512;
+pub const WS_WRITE_BUFFER_KEPT_BYTES: usize = 128;
 
 /// How long a client may take no byte at all while the server has some for it.
 pub const WRITE_STALL: Duration = Duration::from_secs(40);
@@ -173,7 +173,7 @@ pub const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Text of one `delta` entry. What gathers while an append is in flight becomes one entry; after an outage, or when a whole
 /// answer is told again, more than one.
-pub const DELTA_MAX_BYTES: usize = 32 * 1024;
+pub const DELTA_MAX_BYTES: usize = 128 * 1024;
 
 /// First pause before an owner or a reader asks a store again that did not answer. Each further one is twice as long.
 pub const STORE_RETRY_MIN: Duration = Duration::from_millis(50);
