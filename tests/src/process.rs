@@ -72,12 +72,22 @@ pub fn rss_bytes(pid: u32) -> anyhow::Result<u64> {
 
 /// Processor time that the threads of a process have used, in user and kernel mode.
 pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    schedstat(pid, 0)
+}
+
+/// Time that the threads of a process could have run but had to wait for a core. Where it is much, other processes were
+/// busy there, and times measured meanwhile say little.
+pub fn core_wait(pid: u32) -> anyhow::Result<Duration> {
+    schedstat(pid, 1)
+}
+
+/// A field of the kernel's scheduling figures, summed over a process' threads.
+fn schedstat(pid: u32, field: usize) -> anyhow::Result<Duration> {
     let mut total_ns = 0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("threads of {pid}"))? {
         // A thread may end between the listing and the reading.
         let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
-        let on_cpu = text.split_whitespace().next().context("an empty schedstat")?;
-        total_ns += on_cpu.parse::<u64>()?;
+        total_ns += text.split_whitespace().nth(field).context("a short schedstat")?.parse::<u64>()?;
     }
     Ok(Duration::from_nanos(total_ns))
 }

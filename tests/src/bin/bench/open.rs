@@ -3,14 +3,13 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use chatgateway_tests::process::cpu_time;
 use hdrhistogram::Histogram;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     closed::{ANSWER_BYTES, QUESTION, send_frame},
     report::{Bound, Row},
-    setup::{Setup, demo},
+    setup::{Load, LoadMeter, Setup, demo},
     wire::{self, Frame, Mode},
 };
 
@@ -66,24 +65,23 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
         );
     }
     sleep_until(start).await;
-    let cpu = cpu_time(gateway.pid())?;
+    let meter = LoadMeter::start(gateway.pid())?;
     sleep_until(start + length).await;
-    let cpu = cpu_time(gateway.pid())?.saturating_sub(cpu);
+    let load = meter.stop()?;
     let mut seen = Seen::new()?;
     while let Some(client) = clients.join_next().await {
         seen.add(client?)?;
     }
-    Ok(rows(&seen, length, cpu))
+    Ok(rows(&seen, length, load))
 }
 
-fn rows(seen: &Seen, length: Duration, cpu: Duration) -> Vec<Row> {
+fn rows(seen: &Seen, length: Duration, load: Load) -> Vec<Row> {
     let ms = |quantile| seen.latency_us.value_at_quantile(quantile) as f64 / 1_000.0;
     let case = "1,000 clients, a message every 200 ms";
-    let busy = 100.0 * cpu.as_secs_f64() / length.as_secs_f64();
     let trouble = seen.first_trouble.clone().unwrap_or_default();
     vec![
         Row::figure(format!("{case}: p50"), ms(0.5), "ms").note(format!(
-            "{} s, {} messages; the gateway's core is {busy:.0} % busy",
+            "{} s, {} messages; {load}",
             length.as_secs(),
             seen.sent
         )),

@@ -1,9 +1,13 @@
 //! Where things run, and the programs under test.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
-use chatgateway_tests::process::{GatewayProcess, Process, dataplane_program, on_core};
+use chatgateway_tests::process::{GatewayProcess, Process, core_wait, cpu_time, dataplane_program, on_core};
 use serde_json::{Value, json};
 
 /// How the benchmarks run.
@@ -45,6 +49,55 @@ impl Setup {
         let address = |line: &str| line.strip_prefix("listening on ")?.parse().ok();
         let address = process.wait_for_line("where it listens", address)?;
         Ok((process, address))
+    }
+}
+
+/// How busy a server was over a stretch of time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// Of the time it ran, percent.
+    pub busy: f64,
+    /// Of the time it could have run but another process had its core, percent.
+    pub waited: f64,
+}
+
+impl std::fmt::Display for Load {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the gateway's core is {:.0} % busy", self.busy)?;
+        if self.waited > WAIT_SUSPECT_PERCENT {
+            write!(
+                f,
+                "; it WAITED for its core {:.0} % of the time: others ran there, rely on nothing here",
+                self.waited
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A server that waits longer than this for its core is not alone on it. Its own kernel work accounts for some.
+const WAIT_SUSPECT_PERCENT: f64 = 5.0;
+
+/// Watches a server's load from now on.
+pub struct LoadMeter {
+    pid: u32,
+    began: Instant,
+    cpu: Duration,
+    waited: Duration,
+}
+
+impl LoadMeter {
+    /// Starts to watch.
+    pub fn start(pid: u32) -> anyhow::Result<Self> {
+        Ok(Self { pid, began: Instant::now(), cpu: cpu_time(pid)?, waited: core_wait(pid)? })
+    }
+
+    /// What it was until now.
+    pub fn stop(&self) -> anyhow::Result<Load> {
+        let percent = |part: Duration| 100.0 * part.as_secs_f64() / self.began.elapsed().as_secs_f64();
+        let cpu = cpu_time(self.pid)?.saturating_sub(self.cpu);
+        let waited = core_wait(self.pid)?.saturating_sub(self.waited);
+        Ok(Load { busy: percent(cpu), waited: percent(waited) })
     }
 }
 

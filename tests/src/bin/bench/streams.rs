@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use chatgateway_tests::{
     client::in_time,
     clock::monotonic_ns,
-    process::{Process, cpu_time},
+    process::Process,
     simulator::stamps::{Stamp, StampReader},
 };
 use hdrhistogram::Histogram;
@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     closed::{ends_turn, send_frame},
     report::{Bound, Row},
-    setup::{Setup, openai},
+    setup::{Load, LoadMeter, Setup, openai},
     wire::{self, Frame, Mode},
 };
 
@@ -41,14 +41,13 @@ struct Delays {
     /// Of the others.
     next: Histogram<u64>,
     missing: u64,
-    /// Processor time of the gateway, by wall time, in percent.
-    busy: f64,
+    load: Load,
 }
 
 impl Delays {
     fn new() -> anyhow::Result<Self> {
         let histogram = || Histogram::new_with_bounds(1, 60_000_000_000, 3);
-        Ok(Self { first: histogram()?, next: histogram()?, missing: 0, busy: 0.0 })
+        Ok(Self { first: histogram()?, next: histogram()?, missing: 0, load: Load::default() })
     }
 
     fn add(&mut self, other: &Self) -> anyhow::Result<()> {
@@ -128,7 +127,7 @@ pub async fn baseline(setup: &Setup) -> anyhow::Result<Vec<Row>> {
         row("first token: p99", 0.99, &delays.first),
         row("next tokens: p50", 0.5, &delays.next),
         row("next tokens: p99", 0.99, &delays.next)
-            .note(format!("the simulator takes {:.0} % of its core, {} lost", delays.busy, delays.missing)),
+            .note(format!("the simulator takes {:.0} % of its core, {} lost", delays.load.busy, delays.missing)),
     ])
 }
 
@@ -151,7 +150,7 @@ fn rows(way: &str, through: &Delays, direct: &Delays) -> Vec<Row> {
         row("inter-token", 0.99, |delays| &delays.next).bounds(Bound::AtMost(3.0), Bound::AtMost(1.0)),
         Row::figure(format!("tokens lost ({way})"), through.missing as f64, "")
             .must(Bound::AtMost(0.0))
-            .note(format!("the gateway's core is {:.0} % busy", through.busy)),
+            .note(through.load.to_string()),
     ]
 }
 
@@ -172,10 +171,10 @@ async fn measure(setup: &Setup, address: SocketAddr, way: Way, pid: Option<u32>)
     }
     let mut delays = Delays::new()?;
     tokio::time::sleep_until(warm.into()).await;
-    let cpu = pid.map(cpu_time).transpose()?;
+    let meter = pid.map(LoadMeter::start).transpose()?;
     tokio::time::sleep_until(end.into()).await;
-    if let (Some(before), Some(pid)) = (cpu, pid) {
-        delays.busy = 100.0 * cpu_time(pid)?.saturating_sub(before).as_secs_f64() / (end - warm).as_secs_f64();
+    if let Some(meter) = meter {
+        delays.load = meter.stop()?;
     }
     while let Some(stream) = streams.join_next().await {
         delays.add(&stream??)?;
