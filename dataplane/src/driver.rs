@@ -77,7 +77,7 @@ impl Driver {
             turn_deadline: upstreams.turn_deadline(),
         };
         let now = clock::now();
-        let current = gateway.store().connection();
+        let current = gateway.store().connection(&channel.key);
         let link = Link { connection: current, verified: connection == current };
         let mut effects = Vec::new();
         let owner = Owner::new(own, config, link, rand::random(), now, &mut effects);
@@ -178,7 +178,7 @@ impl Driver {
         if let Poll::Ready(notice) = self.handle.poll_notice(cx) {
             return Poll::Ready(match notice {
                 Notice::Look => OwnerInput::Cancel,
-                Notice::Drain => OwnerInput::Drain { last_pod: !self.gateway.store().shared() },
+                Notice::Drain => OwnerInput::Drain { last_pod: self.gateway.store().peers().is_none() },
             });
         }
         if !self.paused

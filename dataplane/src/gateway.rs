@@ -407,9 +407,11 @@ impl Gateway {
             }
         }
         let timeout = crate::store::StoreError::Timeout(millis(STORE_CALL_TIMEOUT));
-        tokio::time::timeout(STORE_CALL_TIMEOUT, call)
-            .await
-            .unwrap_or(Answer { result: Err(timeout), connection: self.store.connection() })
+        tokio::time::timeout(STORE_CALL_TIMEOUT, call).await.unwrap_or(Answer {
+            result: Err(timeout),
+            connection: self.store.connection(key),
+            followers: None,
+        })
     }
 
     /// Counts a refusal on its way out.

@@ -13,8 +13,9 @@ mod settings;
 pub mod yaml;
 
 pub use error::{ConfigErrors, Violation};
-pub use parts::{LogFormat, LogLevel};
+pub use parts::{LogFormat, LogLevel, RedisMode};
 pub use settings::{
-    DrainSettings, GatewaySettings, KeepaliveSettings, LimitSettings, ListenerSettings, LogSettings, PoolSettings,
-    SessionSettings, Settings, StoreSettings, TimeoutSettings, UpstreamKind, UpstreamSettings, needs_restart,
+    DrainSettings, Endpoint, GatewaySettings, KeepaliveSettings, LimitSettings, ListenerSettings, LogSettings,
+    PoolSettings, RedisSettings, RedisTlsSettings, SessionSettings, Settings, StoreSettings, TimeoutSettings,
+    UpstreamKind, UpstreamSettings, needs_restart,
 };

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::ConfigErrors;
 use crate::file::File;
-use crate::parts::{LogFormat, LogLevel};
+use crate::parts::{LogFormat, LogLevel, RedisMode};
 use crate::{resolve, yaml};
 
 /// Everything the data plane is told. Cheap to share behind an `Arc`; never changed in place.
@@ -145,6 +145,43 @@ pub struct SessionSettings {
 pub enum StoreSettings {
     /// In the process.
     Memory,
+    /// In Redis.
+    Redis(RedisSettings),
+}
+
+/// A Redis, and how it is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RedisSettings {
+    /// How it is set up.
+    pub mode: RedisMode,
+    /// Addresses: of the server, of sentinels, or of some nodes of the cluster. At least one.
+    pub endpoints: Vec<Endpoint>,
+    /// The name under which sentinels know the primary. With [`RedisMode::Sentinel`] and only there.
+    pub primary_name: Option<String>,
+    /// A file with the user's name. None: the default user.
+    pub username_file: Option<PathBuf>,
+    /// A file with the password. Read at each new connection, and again when it changes. None: no authentication.
+    pub password_file: Option<PathBuf>,
+    /// How connections are secured. None: not at all.
+    pub tls: Option<RedisTlsSettings>,
+}
+
+/// An address, not yet resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Endpoint {
+    /// A name or an IP address (IPv6 without brackets).
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// How connections to Redis are secured. The files are read at each new connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RedisTlsSettings {
+    /// A file with the certificates that are trusted (PEM). None: the public authorities.
+    pub ca_file: Option<PathBuf>,
+    /// Files with the gateway's certificate and its key (PEM), where the server asks for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// How dead connections are found.

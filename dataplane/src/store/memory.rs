@@ -12,13 +12,13 @@ use std::{
 use chatgateway_core::{
     limits::{MEMORY_SWEEP_INTERVAL, SHARDS},
     log::{
-        Reply, Request, SessionKey, StoreTime,
+        Reply, Request, SessionKey,
         store::{SessionState, execute},
     },
 };
 use parking_lot::Mutex;
 
-use super::{Answer, Call, Store};
+use super::{Answer, Call, Peers, Store};
 use crate::{clock::Clock, shard::shard_of};
 
 /// Sessions for which an empty shard keeps room.
@@ -94,20 +94,14 @@ impl MemoryStore {
             store.sweep();
         }
     }
-
-    /// The store's time, for tests of expiry.
-    #[must_use]
-    pub fn now(&self) -> StoreTime {
-        self.clock.store_time()
-    }
 }
 
 impl Store for MemoryStore {
     fn call(&self, session: &SessionKey, request: Request) -> Call {
-        Call::Ready(Some(Answer { result: Ok(self.execute(session, &request)), connection: 0 }))
+        Call::Ready(Some(Answer { result: Ok(self.execute(session, &request)), connection: 0, followers: None }))
     }
 
-    fn connection(&self) -> u64 {
+    fn connection(&self, _session: &SessionKey) -> u64 {
         0
     }
 
@@ -119,7 +113,11 @@ impl Store for MemoryStore {
         "Memory"
     }
 
-    fn shared(&self) -> bool {
-        false
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    fn peers(&self) -> Option<&dyn Peers> {
+        None
     }
 }

@@ -387,6 +387,8 @@ pub struct ReadReply {
     pub base: EntryId,
     /// Whether a turn runs or waits.
     pub unfinished: bool,
+    /// Who owns the session.
+    pub owner: Option<PodId>,
     /// How long the owner's lease lasts, 0 if it is over or there is no owner.
     pub lease_left_ms: u64,
 }

@@ -31,6 +31,7 @@ pub(super) fn read(session: Option<&SessionState>, after: EntryId, count: usize,
         end: EntryId::ZERO,
         base: EntryId::ZERO,
         unfinished: false,
+        owner: None,
         lease_left_ms: 0,
     };
     let Some(session) = session.filter(|session| session.exists()) else { return nothing };
@@ -50,6 +51,7 @@ pub(super) fn read(session: Option<&SessionState>, after: EntryId, count: usize,
         end: session.end(),
         base: session.base(),
         unfinished: session.unfinished(),
+        owner: session.root.owner,
         lease_left_ms: session.lease_left_ms(now),
     }
 }
