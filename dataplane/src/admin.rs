@@ -25,6 +25,11 @@ struct Status {
     /// Settings that differ from the file until the process restarts.
     needs_restart: Vec<&'static str>,
     store: &'static str,
+    /// Why the store cannot be used now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_trouble: Option<String>,
+    /// Other pods on the same store that live and stay.
+    peers: usize,
     connections: u64,
     sessions: Option<u64>,
     /// Sessions whose turns run here.
@@ -51,7 +56,16 @@ async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
     if gateway.draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
     }
-    "ok\n".into_response()
+    // A pod that has never reached its store is not ready. One that lost it stays: no other pod would reach it either, and
+    // its clients are told what is wrong.
+    match gateway.store().trouble() {
+        None => {
+            gateway.store_reached();
+            "ok\n".into_response()
+        }
+        Some(trouble) if gateway.store_was_reached() => format!("ok, but {trouble}\n").into_response(),
+        Some(trouble) => (StatusCode::SERVICE_UNAVAILABLE, format!("{trouble}\n")).into_response(),
+    }
 }
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
@@ -69,6 +83,8 @@ async fn status(State(gateway): State<Arc<Gateway>>) -> Response {
         config_error: reload.error,
         needs_restart: reload.needs_restart,
         store: gateway.store().name(),
+        store_trouble: gateway.store().trouble(),
+        peers: gateway.others.count(),
         connections: gateway.metrics.connections_open(),
         sessions: gateway.store().sessions(),
         leases: gateway.running_turns(),

@@ -11,8 +11,8 @@ use std::{
 use chatgateway_core::{
     error::ErrorCode,
     log::{
-        Entry, EntryKind, HistoryTurn, Link, Owner, OwnerConfig, OwnerEffect, OwnerInput, Ownership, Reply, Request,
-        TurnBody, TurnState, Unknown,
+        Entry, EntryKind, HistoryTurn, Link, Owner, OwnerConfig, OwnerEffect, OwnerInput, Ownership, Release, Reply,
+        Request, TurnBody, TurnState, Unknown,
     },
 };
 use tokio::time::Sleep;
@@ -21,7 +21,7 @@ use crate::{
     clock,
     gateway::{Gateway, RunningTurn},
     hub::{Channel, Notice, OwnerHandle},
-    store::Call,
+    store::{Call, News},
     upstream::{Ask, UpstreamEvent, UpstreamStream},
 };
 
@@ -38,6 +38,16 @@ enum Model {
     Answering(UpstreamStream),
 }
 
+/// An ownership that the store gave just now.
+pub struct Given {
+    /// What is owned.
+    pub own: Ownership,
+    /// The connection over which the reply came.
+    pub connection: u64,
+    /// How many other pods follow the session.
+    pub followers: Option<u32>,
+}
+
 /// One ownership at work.
 struct Driver {
     gateway: Arc<Gateway>,
@@ -45,19 +55,23 @@ struct Driver {
     handle: Arc<OwnerHandle>,
     owner: Owner,
     effects: Vec<OwnerEffect>,
+    /// The store connection that the owner knows of.
+    connection: u64,
+    /// Whether other pods follow the session, as far as is known.
+    followed: bool,
     call: Option<Call>,
     model: Model,
     paused: bool,
     timer: Option<Pin<Box<Sleep>>>,
     /// When the running turn began here; taken at its first text.
     asked_at: Option<Instant>,
-    released: bool,
+    released: Option<Release>,
     _running: RunningTurn,
 }
 
 /// Starts to run an ownership. As much of it as can be done at once is done before this returns; the rest in a task.
-pub async fn run(gateway: &Arc<Gateway>, channel: &Arc<Channel>, own: Ownership, connection: u64) {
-    let mut driver = Box::pin(Driver::new(gateway, channel, own, connection).run());
+pub async fn run(gateway: &Arc<Gateway>, channel: &Arc<Channel>, given: Given) {
+    let mut driver = Box::pin(Driver::new(gateway, channel, given).run());
     // A turn that needs nobody to wait for ends here, without a task of its own.
     let first = std::future::poll_fn(|cx| Poll::Ready(driver.as_mut().poll(cx))).await;
     if first.is_pending() {
@@ -66,7 +80,7 @@ pub async fn run(gateway: &Arc<Gateway>, channel: &Arc<Channel>, own: Ownership,
 }
 
 impl Driver {
-    fn new(gateway: &Arc<Gateway>, channel: &Arc<Channel>, own: Ownership, connection: u64) -> Self {
+    fn new(gateway: &Arc<Gateway>, channel: &Arc<Channel>, given: Given) -> Self {
         let handle = Arc::new(OwnerHandle::default());
         channel.set_owner(&handle);
         let upstreams = gateway.upstreams();
@@ -78,21 +92,23 @@ impl Driver {
         };
         let now = clock::now();
         let current = gateway.store().connection(&channel.key);
-        let link = Link { connection: current, verified: connection == current };
+        let link = Link { connection: current, verified: given.connection == current };
         let mut effects = Vec::new();
-        let owner = Owner::new(own, config, link, rand::random(), now, &mut effects);
+        let owner = Owner::new(given.own, config, link, rand::random(), now, &mut effects);
         Self {
             gateway: gateway.clone(),
             channel: channel.clone(),
             handle,
             owner,
             effects,
+            connection: current,
+            followed: given.followers.is_some_and(|followers| followers > 0),
             call: None,
             model: Model::Off,
             paused: false,
             timer: None,
             asked_at: None,
-            released: false,
+            released: None,
             _running: gateway.turn_runs(),
         }
     }
@@ -101,10 +117,16 @@ impl Driver {
         let mut inputs = 0;
         loop {
             self.carry_out();
-            if self.released {
+            if let Some(why) = self.released {
+                self.gateway.released(&self.channel, &self.handle, why);
                 break;
             }
             let input = std::future::poll_fn(|cx| self.poll_input(cx)).await;
+            let current = self.gateway.store().connection(&self.channel.key);
+            if current != self.connection {
+                self.connection = current;
+                self.owner.handle(OwnerInput::Connection(current), clock::now(), &mut self.effects);
+            }
             self.owner.handle(input, clock::now(), &mut self.effects);
             inputs += 1;
             if inputs % BURST == 0 {
@@ -122,12 +144,15 @@ impl Driver {
                     self.call = Some(self.gateway.store().call(&self.channel.key, request));
                 }
                 OwnerEffect::Deliver(entry) => self.deliver(entry),
-                OwnerEffect::Reread => self.channel.reread(),
+                OwnerEffect::Reread => {
+                    self.channel.reread();
+                    self.publish(News::Reread);
+                }
                 OwnerEffect::Ask { body, prefix, .. } => self.ask(body, prefix),
                 OwnerEffect::StopUpstream => self.model = Model::Off,
                 OwnerEffect::PauseUpstream => self.paused = true,
                 OwnerEffect::ResumeUpstream => self.paused = false,
-                OwnerEffect::Released(_) => self.released = true,
+                OwnerEffect::Released(why) => self.released = Some(why),
             }
         }
         self.effects = effects;
@@ -139,6 +164,10 @@ impl Driver {
                 if let Some(began) = self.asked_at.take() {
                     self.gateway.metrics.first_token.observe((clock::now() - began).as_secs_f64());
                 }
+                // What a script of the store appends it also tells; a plain append does not.
+                if self.followed {
+                    self.publish(News::Entry(entry.clone()));
+                }
             }
             kind => {
                 if let Some(end) = kind.end() {
@@ -147,6 +176,13 @@ impl Driver {
             }
         }
         self.channel.deliver(entry);
+    }
+
+    /// Tells the pods that follow the session. Only what is committed may come here.
+    fn publish(&self, news: News) {
+        if let Some(peers) = self.gateway.store().peers() {
+            peers.publish(&self.channel.key, news);
+        }
     }
 
     fn ask(&mut self, body: Arc<TurnBody>, prefix: Option<String>) {
@@ -172,13 +208,16 @@ impl Driver {
             && let Poll::Ready(answer) = Pin::new(call).poll(cx)
         {
             self.call = None;
+            if let Some(followers) = answer.followers {
+                self.followed = followers > 0;
+            }
             let result = answer.result.map_err(|_| Unknown);
             return Poll::Ready(OwnerInput::Reply { result, connection: answer.connection });
         }
         if let Poll::Ready(notice) = self.handle.poll_notice(cx) {
             return Poll::Ready(match notice {
                 Notice::Look => OwnerInput::Cancel,
-                Notice::Drain => OwnerInput::Drain { last_pod: self.gateway.store().peers().is_none() },
+                Notice::Leave(leave) => OwnerInput::Drain(leave),
             });
         }
         if !self.paused

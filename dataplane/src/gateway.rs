@@ -4,19 +4,20 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
-use chatgateway_config::Settings;
+use chatgateway_config::{Settings, StoreSettings};
 use chatgateway_core::{
     drain::{DrainPlan, Left},
     error::{ErrorCode, Refusal},
-    limits::{LEASE_TTL, STORE_CALL_TIMEOUT, STORE_CALL_TRIES},
+    limits::{LEASE_TTL, STORE_CALL_TIMEOUT, STORE_CALL_TRIES, STORE_RETRY_MIN},
     log::{
-        Begin, BeginReply, CancelReply, Claim, ClaimReason, ClaimReply, EntryId, Nonce, PodId, Reply, Request,
-        SessionId, SessionKey, SnapshotReply, Terms, TurnId, TurnState,
+        Begin, BeginReply, CancelReply, Claim, ClaimReason, ClaimReply, EntryId, Nonce, PodId, ReadReply, Release, Reply,
+        Request, SessionId, SessionKey, SnapshotReply, Terms, TurnId, TurnState,
     },
 };
 use parking_lot::Mutex;
@@ -25,13 +26,14 @@ use tokio::sync::watch;
 
 use crate::{
     clock::{self, Clock},
-    driver,
-    hub::{Channel, Hub},
+    driver::{self, Given},
+    hub::{Channel, Hub, OwnerHandle},
     leaving::Departure,
     metrics::Metrics,
+    peers::{self, Others},
     readers::Readers,
     reload::ReloadState,
-    store::{Answer, Call, MemoryStore, Store},
+    store::{Answer, Call, MemoryStore, Notice, Store, StoreError, redis::RedisStore},
     turn,
     upstream::Upstreams,
 };
@@ -113,6 +115,8 @@ pub struct Gateway {
     pub(crate) hub: Arc<Hub>,
     /// Who is told when the pod goes away.
     pub departure: Departure,
+    /// The other pods on the same store.
+    pub(crate) others: Others,
     /// How the configuration file compares with what is applied.
     pub(crate) reload: Mutex<ReloadState>,
     settings: ArcSwap<Settings>,
@@ -120,6 +124,7 @@ pub struct Gateway {
     upstreams: ArcSwap<Upstreams>,
     drain: watch::Sender<Option<DrainPlan>>,
     running: AtomicU64,
+    store_reached: AtomicBool,
 }
 
 impl Gateway {
@@ -127,30 +132,43 @@ impl Gateway {
     ///
     /// # Errors
     /// Where an upstream cannot be set up.
-    pub fn new(settings: Settings, store: Arc<dyn Store>) -> anyhow::Result<Arc<Self>> {
+    pub fn new(settings: Settings, pod: PodId, store: Arc<dyn Store>) -> anyhow::Result<Arc<Self>> {
         let upstreams = Upstreams::new(&settings)?;
         Ok(Arc::new(Self {
-            pod: PodId(rand::random()),
+            pod,
             metrics: Metrics::new(),
-            hub: Arc::new(Hub::default()),
+            hub: Arc::new(Hub::new(store.clone())),
             departure: Departure::default(),
+            others: Others::default(),
             reload: Mutex::default(),
             settings: ArcSwap::from_pointee(settings),
             store,
             upstreams: ArcSwap::from_pointee(upstreams),
             drain: watch::Sender::new(None),
             running: AtomicU64::new(0),
+            store_reached: AtomicBool::new(false),
         }))
     }
 
-    /// A gateway on an embedded store that is swept as long as it lives. Needs a tokio runtime.
+    /// A gateway on the store that the settings name, with all that has to go on beside it. Needs a tokio runtime.
     ///
     /// # Errors
-    /// Where an upstream cannot be set up.
-    pub fn embedded(settings: Settings) -> anyhow::Result<Arc<Self>> {
-        let store = Arc::new(MemoryStore::new(Clock::system()));
-        tokio::spawn(store.clone().keep_swept());
-        Self::new(settings, store)
+    /// Where an upstream or the store cannot be set up.
+    pub fn start(settings: Settings) -> anyhow::Result<Arc<Self>> {
+        let pod = PodId(rand::random());
+        match settings.sessions.store.clone() {
+            StoreSettings::Memory => {
+                let store = Arc::new(MemoryStore::new(Clock::system()));
+                tokio::spawn(store.clone().keep_swept());
+                Self::new(settings, pod, store)
+            }
+            StoreSettings::Redis(redis) => {
+                let (store, events) = RedisStore::start(&redis, pod)?;
+                let gateway = Self::new(settings, pod, store)?;
+                peers::start(&gateway, events);
+                Ok(gateway)
+            }
+        }
     }
 
     /// The settings in force.
@@ -166,6 +184,16 @@ impl Gateway {
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// The store was seen to work.
+    pub(crate) fn store_reached(&self) {
+        self.store_reached.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the store was ever seen to work.
+    pub(crate) fn store_was_reached(&self) -> bool {
+        self.store_reached.load(Ordering::Relaxed)
     }
 
     /// Puts new settings in force. Answers that run go on with the old ones.
@@ -197,6 +225,12 @@ impl Gateway {
     /// Follows the drain: `None` while the pod is to stay.
     pub fn drain_watch(&self) -> watch::Receiver<Option<DrainPlan>> {
         self.drain.subscribe()
+    }
+
+    /// When the connection of a client that is told `now` to go is closed at the latest. Where another pod can go on with its
+    /// answers, it need not wait for them.
+    pub(crate) fn close_at(&self, now: Instant, answering: bool) -> Instant {
+        self.start_drain().close_at(now, answering && !self.others.are_there())
     }
 
     /// Whether the pod is to go away.
@@ -277,7 +311,10 @@ impl Gateway {
             return Err(Refusal::new(ErrorCode::Internal, "the session store gave an answer to another question"));
         };
         match &reply {
-            BeginReply::Owner { own, .. } => driver::run(self, channel, own.clone(), answer.connection).await,
+            BeginReply::Owner { own, .. } => {
+                let (connection, followers) = (answer.connection, answer.followers);
+                driver::run(self, channel, Given { own: own.clone(), connection, followers }).await;
+            }
             BeginReply::Queued { lease_left_ms: 0, .. } => self.look_after(channel.clone()),
             _ => {}
         }
@@ -324,10 +361,8 @@ impl Gateway {
     pub async fn cancel(&self, caller: &Caller, session: &SessionId, turn: &TurnId) -> Result<TurnState, Refusal> {
         let key = caller.key(session);
         match self.ask(&key, Request::Cancel { turn: turn.clone() }).await? {
-            Reply::Cancel(CancelReply::Marked { state, .. }) => {
-                if let Some(owner) = self.hub.existing(&key).and_then(|channel| channel.owner()) {
-                    owner.look();
-                }
+            Reply::Cancel(CancelReply::Marked { state, owner }) => {
+                self.tell_owner(&key, owner);
                 Ok(state)
             }
             Reply::Cancel(CancelReply::Ended(end)) => Ok(TurnState::Ended(end)),
@@ -358,38 +393,109 @@ impl Gateway {
     /// `store_unavailable`.
     pub async fn delete(&self, caller: &Caller, session: &SessionId) -> Result<(), Refusal> {
         let key = caller.key(session);
-        self.ask(&key, Request::Delete).await?;
-        if let Some(channel) = self.hub.existing(&key) {
+        let Reply::Delete(owner) = self.ask(&key, Request::Delete).await? else { return Ok(()) };
+        self.deleted(&key);
+        self.tell_owner(&key, owner);
+        Ok(())
+    }
+
+    /// Lets a session's owner look at it, wherever it is.
+    fn tell_owner(&self, key: &SessionKey, owner: Option<PodId>) {
+        if let Some(here) = self.hub.existing(key).and_then(|channel| channel.owner()) {
+            here.look();
+        }
+        if let (Some(owner), Some(peers)) = (owner.filter(|owner| *owner != self.pod), self.store.peers()) {
+            peers.notify(owner, key, Notice::Look);
+        }
+    }
+
+    /// The same, on behalf of a reader.
+    pub(crate) fn look(&self, channel: &Channel, owner: Option<PodId>) {
+        self.tell_owner(&channel.key, owner);
+    }
+
+    /// Reads a page of the log. The reply comes only when entries committed after it do not pass the channel unheard.
+    pub(crate) fn read(&self, channel: &Arc<Channel>, after: EntryId, count: usize) -> Call {
+        let request = Request::Read { after, count };
+        if channel.misses_nothing() {
+            return self.store.call(&channel.key, request);
+        }
+        let (store, channel) = (self.store.clone(), channel.clone());
+        Call::Pending(Box::pin(async move {
+            if tokio::time::timeout(STORE_CALL_TIMEOUT, channel.miss_nothing()).await.is_err() {
+                let result = Err(StoreError::Timeout(millis(STORE_CALL_TIMEOUT)));
+                return Answer { result, connection: store.connection(&channel.key), followers: None };
+            }
+            store.call(&channel.key, request).await
+        }))
+    }
+
+    /// Tells the owner of a session that is read here that somebody follows, so that it tells what it commits.
+    pub(crate) fn notice_owner(&self, channel: &Channel, page: &ReadReply) {
+        let Some(owner) = page.owner.filter(|owner| *owner != self.pod && page.unfinished) else { return };
+        if let Some(peers) = self.store.peers()
+            && channel.is_news_to(owner)
+        {
+            peers.notify(owner, &channel.key, Notice::Look);
+        }
+    }
+
+    /// An ownership of this pod has ended.
+    pub(crate) fn released(&self, channel: &Channel, handle: &Arc<OwnerHandle>, why: Release) {
+        channel.clear_owner(handle);
+        let Some(peers) = self.store.peers() else { return };
+        match why {
+            Release::Idle | Release::NotMine => peers.disown(&channel.key),
+            // It stays in this pod's index until another one has it.
+            Release::Drained => {
+                if let Some(next) = self.others.any() {
+                    peers.notify(next, &channel.key, Notice::Claim);
+                }
+            }
+        }
+    }
+
+    /// A session was deleted, here or by way of another pod.
+    pub(crate) fn deleted(&self, key: &SessionKey) {
+        if let Some(channel) = self.hub.existing(key) {
             channel.deleted();
             if let Some(owner) = channel.owner() {
                 owner.look();
             }
         }
-        Ok(())
     }
 
-    /// Takes a session over if its lease is over, and goes on with it.
+    /// Takes a session over if its lease is over, and goes on with it. Not right after the store was out of reach: owners come
+    /// first then.
     pub(crate) fn look_after(self: &Arc<Self>, channel: Arc<Channel>) {
-        if self.draining() {
+        if self.draining() || self.others.owners_come_first() {
             return;
         }
         let gateway = self.clone();
-        tokio::spawn(async move {
-            let claim = Claim {
-                pod: gateway.pod,
-                nonce: Nonce(rand::random()),
-                why: ClaimReason::Expired,
-                jump: jump(),
-                terms: gateway.terms(),
-            };
-            let request = Request::Claim(claim);
-            let call = gateway.store.call(&channel.key, request.clone());
-            let answer = gateway.settled(&channel.key, request, call).await;
-            if let Ok(Reply::Claim(ClaimReply::Owner(own))) = answer.result {
-                gateway.metrics.takeovers.inc();
-                driver::run(&gateway, &channel, own, answer.connection).await;
+        tokio::spawn(async move { gateway.claim(channel).await });
+    }
+
+    /// Takes a session over if its lease is over, and goes on with it. Returns whether that was so.
+    pub(crate) async fn claim(self: &Arc<Self>, channel: Arc<Channel>) -> bool {
+        let claim = Claim {
+            pod: self.pod,
+            nonce: Nonce(rand::random()),
+            why: ClaimReason::Expired,
+            jump: jump(),
+            terms: self.terms(),
+        };
+        let request = Request::Claim(claim);
+        let call = self.store.call(&channel.key, request.clone());
+        let answer = self.settled(&channel.key, request, call).await;
+        let (connection, followers) = (answer.connection, answer.followers);
+        match answer.result {
+            Ok(Reply::Claim(ClaimReply::Owner(own))) => {
+                self.metrics.takeovers.inc();
+                driver::run(self, &channel, Given { own, connection, followers }).await;
+                true
             }
-        });
+            _ => false,
+        }
     }
 
     /// A call that only looks, or that may be repeated: an unknown outcome is settled by asking again.
@@ -400,13 +506,18 @@ impl Gateway {
 
     /// The answer of a call; while its outcome is unknown the request is sent again, in a form that recognises itself.
     async fn settled(&self, key: &SessionKey, request: Request, mut call: Call) -> Answer {
+        // A store that cannot be reached says so at once; a moment later it may be there again.
+        let mut pause = STORE_RETRY_MIN;
         for _ in 1..STORE_CALL_TRIES {
             match tokio::time::timeout(STORE_CALL_TIMEOUT, call).await {
                 Ok(answer) if answer.result.is_ok() => return answer,
-                _ => call = self.store.call(key, request.clone().again(jump())),
+                Ok(_) => tokio::time::sleep(pause).await,
+                Err(_) => {}
             }
+            pause *= 4;
+            call = self.store.call(key, request.clone().again(jump()));
         }
-        let timeout = crate::store::StoreError::Timeout(millis(STORE_CALL_TIMEOUT));
+        let timeout = StoreError::Timeout(millis(STORE_CALL_TIMEOUT));
         tokio::time::timeout(STORE_CALL_TIMEOUT, call).await.unwrap_or(Answer {
             result: Err(timeout),
             connection: self.store.connection(key),

@@ -11,12 +11,13 @@ use std::{
 
 use chatgateway_core::{
     limits::{MAILBOX_MAX_BYTES, MAILBOX_MAX_ENTRIES, SHARDS},
-    log::{Entry, SessionKey},
+    log::{Entry, Leave, PodId, SessionKey},
 };
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-use crate::shard::shard_of;
+use crate::{shard::shard_of, store::Store};
 
 /// Pieces of mail for which an idle connection keeps room.
 const KEPT_MAIL: usize = 8;
@@ -147,7 +148,7 @@ impl Mailbox {
 #[derive(Default)]
 pub struct OwnerHandle {
     look: AtomicBool,
-    drain: AtomicBool,
+    leave: Mutex<Option<Leave>>,
     waker: AtomicWaker,
 }
 
@@ -157,7 +158,7 @@ pub enum Notice {
     /// Something happened to the session in the store: a cancel, a delete.
     Look,
     /// The pod goes away.
-    Drain,
+    Leave(Leave),
 }
 
 impl OwnerHandle {
@@ -168,8 +169,8 @@ impl OwnerHandle {
     }
 
     /// Tells the owner that the pod goes away.
-    pub fn drain(&self) {
-        self.drain.store(true, Ordering::Release);
+    pub fn leave(&self, leave: Leave) {
+        *self.leave.lock() = Some(leave);
         self.waker.wake();
     }
 
@@ -178,8 +179,8 @@ impl OwnerHandle {
         self.waker.register(cx.waker());
         if self.look.swap(false, Ordering::AcqRel) {
             Poll::Ready(Notice::Look)
-        } else if self.drain.swap(false, Ordering::AcqRel) {
-            Poll::Ready(Notice::Drain)
+        } else if let Some(leave) = self.leave.lock().take() {
+            Poll::Ready(Notice::Leave(leave))
         } else {
             Poll::Pending
         }
@@ -195,6 +196,8 @@ struct Subscriber {
 struct ChannelInner {
     readers: Vec<Subscriber>,
     owner: Option<Arc<OwnerHandle>>,
+    /// The owner elsewhere that knows that the session is followed here.
+    noticed: Option<PodId>,
 }
 
 /// One session in this pod.
@@ -203,6 +206,9 @@ pub struct Channel {
     pub key: SessionKey,
     inner: Mutex<ChannelInner>,
     hub: Weak<Hub>,
+    /// Whether everything that other pods tell followers of the session is heard here.
+    heard: AtomicBool,
+    heard_changed: Notify,
 }
 
 impl Channel {
@@ -245,16 +251,61 @@ impl Channel {
         }
     }
 
+    /// Whether an owner elsewhere is still to be told that the session is followed here. Says so once for each owner.
+    pub fn is_news_to(&self, owner: PodId) -> bool {
+        let mut inner = self.inner.lock();
+        inner.noticed.replace(owner) != Some(owner)
+    }
+
+    /// What other pods tell followers is heard from now on, or not any more.
+    pub fn set_heard(&self, heard: bool) {
+        if heard {
+            self.inner.lock().noticed = None;
+        }
+        self.heard.store(heard, Ordering::Release);
+        self.heard_changed.notify_waiters();
+    }
+
+    /// Whether no committed entry passes this channel: its owner is here, or what other pods tell is heard.
+    #[must_use]
+    pub fn misses_nothing(&self) -> bool {
+        self.heard.load(Ordering::Acquire) || self.inner.lock().owner.is_some()
+    }
+
+    /// Waits until no committed entry passes, and sees to it that it comes to that.
+    pub async fn miss_nothing(&self) {
+        loop {
+            let changed = self.heard_changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.misses_nothing() {
+                return;
+            }
+            if let Some(hub) = self.hub.upgrade()
+                && let Some(peers) = hub.store.peers()
+            {
+                peers.follow(&self.key);
+            }
+            changed.await;
+        }
+    }
+
     /// Sets the session's owner in this pod.
     pub fn set_owner(&self, owner: &Arc<OwnerHandle>) {
         self.inner.lock().owner = Some(owner.clone());
+        self.heard_changed.notify_waiters();
     }
 
-    /// Forgets the owner, if it still is this one.
+    /// Forgets the owner, if it still is this one. Its readers hear of later entries from other pods: where those are not heard
+    /// yet, they are sent to the log, which makes them be.
     pub fn clear_owner(&self, owner: &Arc<OwnerHandle>) {
         let mut inner = self.inner.lock();
         if inner.owner.as_ref().is_some_and(|o| Arc::ptr_eq(o, owner)) {
             inner.owner = None;
+            drop(inner);
+            if !self.heard.load(Ordering::Acquire) {
+                self.reread();
+            }
         }
     }
 
@@ -279,22 +330,30 @@ type Shard = Mutex<HashMap<SessionKey, Weak<Channel>>>;
 pub struct Hub {
     shards: Box<[Shard]>,
     overflows: AtomicU64,
-}
-
-impl Default for Hub {
-    fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Shard::default()).collect(), overflows: AtomicU64::new(0) }
-    }
+    store: Arc<dyn Store>,
 }
 
 impl Hub {
+    /// Of a pod on this store.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { shards: (0..SHARDS).map(|_| Shard::default()).collect(), overflows: AtomicU64::new(0), store }
+    }
+
     /// The channel of a session. It lives as long as somebody holds it.
     pub fn channel(self: &Arc<Self>, key: &SessionKey) -> Arc<Channel> {
         let mut shard = self.shards[shard_of(key, SHARDS)].lock();
         if let Some(channel) = shard.get(key).and_then(Weak::upgrade) {
             return channel;
         }
-        let channel = Arc::new(Channel { key: key.clone(), inner: Mutex::default(), hub: Arc::downgrade(self) });
+        let channel = Arc::new(Channel {
+            key: key.clone(),
+            inner: Mutex::default(),
+            hub: Arc::downgrade(self),
+            // Where there are no other pods, none can tell anything.
+            heard: AtomicBool::new(self.store.peers().is_none()),
+            heard_changed: Notify::new(),
+        });
         shard.insert(key.clone(), Arc::downgrade(&channel));
         channel
     }
@@ -322,6 +381,10 @@ impl Hub {
         // Somebody may have made a new one meanwhile.
         if shard.get(key).is_some_and(|channel| channel.strong_count() == 0) {
             shard.remove(key);
+            // Under the lock: a channel that is made after this one follows after this.
+            if let Some(peers) = self.store.peers() {
+                peers.unfollow(key);
+            }
         }
     }
 }

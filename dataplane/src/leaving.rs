@@ -19,6 +19,8 @@ use crate::clock;
 #[derive(Default)]
 struct Told {
     told: AtomicBool,
+    /// Told because of this process's sleep, not because it goes away.
+    recalled: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -47,6 +49,12 @@ impl Leaving {
         std::future::poll_fn(|cx| self.poll_told(cx)).await;
     }
 
+    /// Whether the client is to connect anew at once, although the pod stays.
+    #[must_use]
+    pub fn recalled(&self) -> bool {
+        self.told.recalled.load(Ordering::Acquire)
+    }
+
     /// Whether the word has been heard.
     #[must_use]
     pub fn heard(&self) -> bool {
@@ -58,6 +66,7 @@ impl Leaving {
 #[derive(Default)]
 pub struct Departure {
     connections: Mutex<Vec<Weak<Told>>>,
+    listeners: Mutex<Vec<Weak<Told>>>,
 }
 
 /// How often latecomers are looked for while a pod drains.
@@ -66,19 +75,36 @@ const LATECOMERS_INTERVAL: Duration = Duration::from_millis(100);
 impl Departure {
     /// An ear for one more connection.
     pub fn leaving(&self) -> Leaving {
+        Self::ear(&self.connections)
+    }
+
+    /// An ear for a listener, which stays when connections are recalled.
+    pub fn listening(&self) -> Leaving {
+        Self::ear(&self.listeners)
+    }
+
+    fn ear(list: &Mutex<Vec<Weak<Told>>>) -> Leaving {
         let told = Arc::new(Told::default());
-        let mut connections = self.connections.lock();
+        let mut list = list.lock();
         // Those that are gone are swept when the list would grow, so the cost of each is constant.
-        if connections.len() == connections.capacity() {
-            connections.retain(|c| c.strong_count() > 0);
+        if list.len() == list.capacity() {
+            list.retain(|c| c.strong_count() > 0);
         }
-        connections.push(Arc::downgrade(&told));
+        list.push(Arc::downgrade(&told));
         Leaving { told, heard: false }
     }
 
-    fn untold(&self) -> Vec<Arc<Told>> {
-        let connections = self.connections.lock();
-        connections.iter().filter_map(Weak::upgrade).filter(|c| !c.told.load(Ordering::Acquire)).collect()
+    fn untold(list: &Mutex<Vec<Weak<Told>>>) -> Vec<Arc<Told>> {
+        let list = list.lock();
+        list.iter().filter_map(Weak::upgrade).filter(|c| !c.told.load(Ordering::Acquire)).collect()
+    }
+
+    /// Tells everybody who is connected now to connect anew.
+    pub fn recall(&self) {
+        for connection in Self::untold(&self.connections) {
+            connection.recalled.store(true, Ordering::Release);
+            tell(&connection);
+        }
     }
 
     /// Waits for the drain, then tells everybody, spread over the plan's time; latecomers too.
@@ -92,7 +118,9 @@ impl Departure {
             }
         };
         tokio::time::sleep_until(plan.floor.into()).await;
-        let first = self.untold();
+        // The listeners close when the first connections are told to go: nobody new comes in.
+        Self::untold(&self.listeners).iter().for_each(|l| tell(l));
+        let first = Self::untold(&self.connections);
         let count = first.len();
         for (i, connection) in first.into_iter().enumerate() {
             // Both are far below 2^52.
@@ -103,7 +131,7 @@ impl Departure {
             tell(&connection);
         }
         loop {
-            self.untold().iter().for_each(|c| tell(c));
+            Self::untold(&self.connections).iter().for_each(|c| tell(c));
             tokio::time::sleep(LATECOMERS_INTERVAL).await;
         }
     }

@@ -14,6 +14,7 @@ pub mod hub;
 pub mod leaving;
 pub mod metrics;
 pub mod page;
+pub mod peers;
 pub mod readers;
 pub mod reload;
 pub mod run;

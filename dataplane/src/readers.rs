@@ -12,7 +12,7 @@ use std::{
 use chatgateway_core::{
     error::{ErrorCode, Refusal},
     limits::SESSIONS_PER_CONNECTION_MAX,
-    log::{Entry, EntryId, Reader, ReaderEffect, ReaderInput, Reply, Request, SessionId, Unknown},
+    log::{Entry, EntryId, PodId, Reader, ReaderEffect, ReaderInput, Reply, SessionId, Unknown},
 };
 use tokio::time::Sleep;
 
@@ -63,6 +63,8 @@ struct Attached {
     reader: Reader,
     /// A read of the log that is under way.
     read: Option<Call>,
+    /// Who owned the session when it was read last.
+    owner: Option<PodId>,
     /// Whether a good position is told as `Resumed` (it is not after a `send`, which has its receipt).
     tell: bool,
     /// Where the client asked to resume.
@@ -102,16 +104,10 @@ impl Readers {
         &self.caller
     }
 
-    /// How many sessions are attached.
+    /// Whether there is another pod where a client can read on.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.attached.iter().flatten().count()
-    }
-
-    /// Whether none is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    pub fn can_move(&self) -> bool {
+        self.gateway.others.are_there()
     }
 
     /// Whether a turn runs or waits in one of the sessions, as far as their entries tell.
@@ -167,8 +163,9 @@ impl Readers {
         let subscription = Subscription::new(channel.clone(), mailbox, slot);
         let receipt = self.gateway.begin(&channel, send).await?;
         subscription.keep();
-        // A turn that ended may be trimmed away, and one that is known may have entries already: those are read.
-        let live = !receipt.duplicate || receipt.from.is_none();
+        // A turn that ended may be trimmed away, and one that is known may have entries already: those are read. And so is what
+        // may have been missed of another pod.
+        let live = (!receipt.duplicate || receipt.from.is_none()) && channel.misses_nothing();
         let asked = receipt.from.unwrap_or(receipt.end);
         self.attach(slot, session, channel, asked, live);
         Ok(receipt)
@@ -201,7 +198,7 @@ impl Readers {
         } else {
             Reader::resume(position, clock::now(), &mut effects)
         };
-        self.attached[slot] = Some(Attached { session, channel, reader, read: None, tell: false, asked: position });
+        self.attached[slot] = Some(Attached { session, channel, reader, read: None, owner: None, tell: false, asked: position });
         self.carry_out_all(slot, effects);
     }
 
@@ -288,6 +285,10 @@ impl Readers {
             Ok(Reply::Read(page)) => Ok(page),
             _ => Err(Unknown),
         };
+        if let (Ok(page), Some(attached)) = (&page, &mut self.attached[slot]) {
+            attached.owner = page.owner;
+            self.gateway.notice_owner(&attached.channel, page);
+        }
         self.feed(slot, ReaderInput::Page(page));
     }
 
@@ -353,7 +354,7 @@ impl Readers {
         match effect {
             ReaderEffect::Entry(entry) => self.ready.push_back(ReaderEvent::Entry { session, entry }),
             ReaderEffect::Read { after, count } => {
-                attached.read = Some(self.gateway.store().call(&attached.channel.key, Request::Read { after, count }));
+                attached.read = Some(self.gateway.read(&attached.channel, after, count));
             }
             ReaderEffect::Resumed { position } => {
                 if std::mem::take(&mut attached.tell) {
@@ -375,9 +376,7 @@ impl Readers {
             }
             ReaderEffect::OwnerSilent { lease_over: true } => self.gateway.look_after(attached.channel.clone()),
             ReaderEffect::OwnerSilent { lease_over: false } => {
-                if let Some(owner) = attached.channel.owner() {
-                    owner.look();
-                }
+                self.gateway.look(&attached.channel, attached.owner);
             }
         }
     }

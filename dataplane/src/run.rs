@@ -15,7 +15,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::{admin, clock, gateway::Gateway, reload, server};
+use crate::{admin, clock, gateway::Gateway, peers, reload, server};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -91,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let done = runtime.block_on(async move {
         let listeners = Listeners::bind(&settings)?;
         let [http, grpc, admin] = listeners.addresses()?;
-        let gateway = Gateway::embedded(settings)?;
+        let gateway = Gateway::start(settings)?;
         if let Some(file) = args.config {
             tokio::spawn(reload::follow(gateway.clone(), file, text));
         }
@@ -116,6 +116,7 @@ pub async fn serve(gateway: &Arc<Gateway>, listeners: Listeners) {
         _ = admin.into_future() => {}
         () = drained(gateway) => {}
     }
+    peers::depart(gateway).await;
 }
 
 /// Waits until a drain has begun and nothing is left, or its time is up.

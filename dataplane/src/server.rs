@@ -83,11 +83,10 @@ pub async fn serve_grpc(gateway: Arc<Gateway>, listener: TcpListener) {
 
 async fn accept(gateway: Arc<Gateway>, listener: TcpListener, port: Port, router: axum::Router) {
     let refused = Arc::new(AtomicUsize::new(0));
-    let mut leaving = gateway.departure.leaving();
+    let mut leaving = gateway.departure.listening();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            // The listener closes when the first connections are told to go: nobody new comes in.
             () = leaving.told() => return,
         };
         let (stream, peer) = match accepted {

@@ -77,7 +77,7 @@ fn chain(entries: &[Arc<Entry>], mut at: EntryId) {
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_sleeps_reads_the_log_and_misses_nothing() {
-    let gateway = Gateway::embedded(settings("{tokenDelay: 1ms, answerBytes: 8000}")).unwrap();
+    let gateway = Gateway::start(settings("{tokenDelay: 1ms, answerBytes: 8000}")).unwrap();
     let (mut slow, mut quick) = (gateway.readers(caller()), gateway.readers(caller()));
     slow.resume(session(), EntryId::ZERO).unwrap();
     assert!(matches!(slow.next().await, ReaderEvent::Resumed { recovered: true, .. }));
@@ -92,7 +92,7 @@ async fn a_reader_that_sleeps_reads_the_log_and_misses_nothing() {
 async fn time_limits_end_a_turn_that_takes_too_long() {
     let config = "upstreams: [{name: demo, type: Demo, demo: {tokenDelay: 60s}, \
         timeouts: {firstToken: 1s, betweenTokens: 1s, total: 3s}, pool: {queueTimeout: 1s}}]";
-    let gateway = Gateway::embedded(Settings::parse(config).unwrap()).unwrap();
+    let gateway = Gateway::start(Settings::parse(config).unwrap()).unwrap();
     let mut readers = gateway.readers(caller());
     readers.send(turn("t")).await.unwrap();
     let told = entries(&mut readers).await;
@@ -107,8 +107,8 @@ fn another_pod_goes_on_with_a_dead_pods_turn() {
     let (dying, living) = (runtime(), runtime());
     let store = Arc::new(MemoryStore::new(Clock::system()));
     let demo = "{tokenDelay: 10ms, answerBytes: 3000}";
-    let first = Gateway::new(settings(demo), store.clone()).unwrap();
-    let second = Gateway::new(settings(demo), store).unwrap();
+    let first = Gateway::new(settings(demo), PodId(1), store.clone()).unwrap();
+    let second = Gateway::new(settings(demo), PodId(2), store).unwrap();
     dying.block_on(async {
         let mut readers = first.readers(caller());
         readers.send(turn("t")).await.unwrap();

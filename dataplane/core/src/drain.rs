@@ -1,15 +1,15 @@
 //! How a pod leaves: what it still takes, when each client is told, and when it is over.
 //!
 //! ```text
-//! start ── accept floor ──┬── reconnect spread ──┬───────────── timeout
-//! not ready, works on     │ each client is told  │ answers finish, told clients leave
-//!                         │ at a moment of its   │
-//!                         └ own                  └ whatever is left is closed at the timeout
+//! start ── accept floor ──┬── reconnect spread ──┬───────────────────┬─ timeout
+//! not ready, works on     │ each client is told  │ answers finish,   │ what still runs is handed to other pods,
+//!                         │ at a moment of its   │ told clients      │ where there are any; whatever is left is
+//!                         └ own                  └ leave             └ closed at the timeout
 //! ```
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{GO_AWAY_GRACE, RECONNECT_AFTER_MAX};
+use crate::limits::{GO_AWAY_GRACE, HAND_OVER_TIME, RECONNECT_AFTER_MAX};
 
 /// The times of one drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct DrainPlan {
     pub floor: Instant,
     /// Until here every client is told to reconnect elsewhere.
     pub told: Instant,
+    /// From here on turns that still run are handed to another pod, if there is one.
+    pub hand_over: Instant,
     /// Here it is over, whatever still runs.
     pub deadline: Instant,
 }
@@ -52,7 +54,9 @@ impl DrainPlan {
     pub fn new(now: Instant, accept_floor: Duration, reconnect_spread: Duration, timeout: Duration) -> Self {
         let floor = now + accept_floor.min(timeout);
         let deadline = now + timeout;
-        Self { started: now, floor, told: (floor + reconnect_spread).min(deadline), deadline }
+        let told = (floor + reconnect_spread).min(deadline);
+        let last = deadline.checked_sub(HAND_OVER_TIME).unwrap_or(told);
+        Self { started: now, floor, told, hand_over: last.max(told + (deadline - told) / 2), deadline }
     }
 
     /// When a client is told, for a random number in 0..=1: spread evenly, so that its like do not all reconnect at once.
@@ -110,6 +114,14 @@ mod tests {
         let plan = DrainPlan::new(t, 5 * S, 10 * S, 3 * S);
         assert_eq!((plan.floor, plan.told, plan.deadline), (t + 3 * S, t + 3 * S, t + 3 * S));
         assert_eq!(plan.close_at(t + 4 * S, true), t + 4 * S);
+    }
+
+    #[test]
+    fn what_runs_is_handed_over_in_good_time() {
+        let t = Instant::now();
+        assert_eq!(DrainPlan::new(t, 5 * S, 10 * S, 60 * S).hand_over, t + 50 * S);
+        assert_eq!(DrainPlan::new(t, S, S, 10 * S).hand_over, t + 6 * S);
+        assert_eq!(DrainPlan::new(t, S, S, S).hand_over, t + S);
     }
 
     #[test]

@@ -85,6 +85,28 @@ pub const PROMPTS_MAX: usize = 20;
 /// How long a reader waits in silence of an unfinished turn before it looks at the log again.
 pub const READER_SILENCE: Duration = Duration::from_secs(2);
 
+/// How long before a drain's deadline turns that still run are handed to other pods: time for the leases' ends to be heard of
+/// and for clients to follow.
+pub const HAND_OVER_TIME: Duration = Duration::from_secs(10);
+
+/// Over how long the hand-over of a pod's turns is spread: the pods that take them ask their model servers anew.
+pub const HAND_OVER_SPREAD: Duration = Duration::from_secs(2);
+
+/// How often a pod tells the others that it lives, and looks for those that do not: a quarter of a lease.
+pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a pod must be silent before the others look through its sessions: a lease.
+pub const PEER_SILENCE: Duration = LEASE_TTL;
+
+/// Sessions of silent pods that one pod looks at and claims at a time: each that it gets is a call of a model server.
+pub const CLAIMS_AT_ONCE: usize = 32;
+
+/// A process that did not run for this long was frozen; its sessions are others' by now, and its clients too.
+pub const FROZEN: Duration = LEASE_TTL;
+
+/// Events from other pods that wait to be passed on. Past it followers are sent to the log.
+pub const PEER_EVENTS_MAX: usize = 65_536;
+
 /// How long a client that was told to go may stay idle before its connection is closed.
 pub const GO_AWAY_GRACE: Duration = Duration::from_secs(5);
 

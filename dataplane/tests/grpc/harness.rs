@@ -34,7 +34,7 @@ pub struct Pod {
 
 impl Pod {
     pub async fn start(config: &str) -> Self {
-        let gateway = Gateway::embedded(Settings::parse(config).unwrap()).unwrap();
+        let gateway = Gateway::start(Settings::parse(config).unwrap()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(server::serve_grpc(gateway.clone(), listener));

@@ -38,7 +38,7 @@ pub fn start(config: &str) -> Server {
     settings.listeners.admin_port = 0;
     let listeners = Listeners::bind(&settings).unwrap();
     let [http, grpc, admin] = listeners.addresses().unwrap();
-    let gateway = Gateway::embedded(settings).unwrap();
+    let gateway = Gateway::start(settings).unwrap();
     let serving = tokio::spawn({
         let gateway = gateway.clone();
         async move { run::serve(&gateway, listeners).await }

@@ -40,7 +40,7 @@ impl Server {
     }
 
     pub fn new(settings: Settings) -> Self {
-        let gateway = Gateway::embedded(settings).unwrap();
+        let gateway = Gateway::start(settings).unwrap();
         Self { router: router(gateway.clone()), gateway }
     }
 

@@ -11,6 +11,6 @@ pub mod store;
 
 pub use entry::{EndKind, Entry, EntryKind, TakeoverReason, Usage};
 pub use ids::{EntryId, InvalidId, PodId, SessionId, SessionKey, TurnId};
-pub use owner::{Link, Owner, OwnerConfig, OwnerEffect, OwnerInput, Release};
+pub use owner::{Leave, Link, Owner, OwnerConfig, OwnerEffect, OwnerInput, Release};
 pub use reader::{Reader, ReaderEffect, ReaderInput};
 pub use script::*;

@@ -1,6 +1,6 @@
 //! What goes wrong.
 
-use chatgateway_core::log::{OwnerInput, ReaderInput, Reply, Request, StoreTime, Unknown};
+use chatgateway_core::log::{Leave, OwnerInput, ReaderInput, Reply, Request, StoreTime, Unknown};
 
 use crate::{
     rules::Rule,
@@ -67,10 +67,11 @@ impl World {
                 }
             }
             3 => {
-                self.note(|| format!("pod {pod} drains"));
+                let leave = if self.random.chance(50) { Leave::Now } else { Leave::AfterThisTurn };
+                self.note(|| format!("pod {pod} drains: {leave:?}"));
                 (0..self.pods[pod].runners.len())
                     .rev()
-                    .for_each(|r| self.tell_owner(pod, r, OwnerInput::Drain { last_pod: false }));
+                    .for_each(|r| self.tell_owner(pod, r, OwnerInput::Drain(leave)));
             }
             4 => {
                 self.clients[reader].live.clear();

@@ -45,7 +45,7 @@ impl Parting {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Word> {
         match &mut self.close_at {
             Some(timer) => timer.as_mut().poll(cx).map(|()| Word::Close),
-            None => self.leaving.poll_told(cx).map(|()| Word::Leave),
+            None => self.leaving.poll_told(cx).map(|()| if self.leaving.recalled() { Word::Close } else { Word::Leave }),
         }
     }
 
@@ -74,7 +74,7 @@ impl Parting {
     fn close_time(&self, now: Instant, answering: bool) -> Instant {
         let plan = self.gateway.start_drain();
         let last_words = plan.deadline.checked_sub(DRAIN_LAST_WORDS).map_or(plan.deadline, |t| t.max(plan.floor));
-        plan.close_at(now, answering).min(last_words).max(now)
+        self.gateway.close_at(now, answering).min(last_words).max(now)
     }
 }
 

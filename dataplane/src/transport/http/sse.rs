@@ -105,7 +105,11 @@ impl EventStream {
             if self.ended {
                 return None;
             }
-            let answering = matches!(self.scope, Scope::Turn(_)) || self.readers.answering();
+            // Who follows a session can do so from any pod; who waits for one answer may know no other way to it.
+            let answering = match self.scope {
+                Scope::Turn(_) => true,
+                Scope::Session => self.readers.answering() && !self.readers.can_move(),
+            };
             tokio::select! {
                 event = self.readers.next() => self.take(event),
                 moment = self.farewell.next(answering) => self.leave(moment),

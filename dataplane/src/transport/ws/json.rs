@@ -62,6 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 Step::Incoming(Incoming::Closed) => return Ok(End::Close(CloseCode::Normal, "")),
                 Step::Incoming(Incoming::Violation(code, reason)) => return Ok(End::Close(code, reason)),
                 Step::Event(event) => self.event(event).await?,
+                Step::Leave if self.leaving.recalled() => return Ok(End::Close(CloseCode::Restart, "reconnect")),
                 Step::Leave => self.go_away().await?,
                 Step::CloseNow => return Ok(End::Close(CloseCode::Restart, "draining")),
             }
@@ -190,8 +191,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     async fn go_away(&mut self) -> Result<(), End> {
         let now = clock::now();
-        let plan = self.gateway.start_drain();
-        let close_at = plan.close_at(now, self.readers.answering());
+        let close_at = self.gateway.close_at(now, self.readers.answering());
         self.close_at = Some(Box::pin(tokio::time::sleep_until(close_at.into())));
         self.put(&ServerFrame::GoAway {
             reconnect_after_ms: millis(DrainPlan::reconnect_after(rand::random())),
@@ -203,7 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// The answers of a connection that was told are finished: it need not last until the deadline.
     fn hasten(&mut self) {
         let now = clock::now();
-        let soon = self.gateway.start_drain().close_at(now, false);
+        let soon = self.gateway.close_at(now, false);
         if let Some(timer) = &mut self.close_at
             && timer.deadline() > soon.into()
         {

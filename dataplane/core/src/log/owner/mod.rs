@@ -78,13 +78,19 @@ pub enum OwnerInput {
     },
     /// A hint that something about the session is worth a look: a cancel, a break in the log that a reader met.
     Cancel,
-    /// The pod goes away.
-    Drain {
-        /// Nobody else could go on: finish what runs.
-        last_pod: bool,
-    },
+    /// The pod goes away, and another one can go on with the session.
+    Drain(Leave),
     /// Time has passed.
     Tick,
+}
+
+/// When an owner leaves its session to another pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// When the turn that runs has ended: those that wait are run elsewhere.
+    AfterThisTurn,
+    /// In the middle of the turn.
+    Now,
 }
 
 /// What an owner wants done, in this order.
@@ -166,7 +172,7 @@ pub struct Owner {
     attempts: u32,
     retry_at: Option<Instant>,
     next_check: Instant,
-    drain: bool,
+    leave: Option<Leave>,
     released: bool,
 }
 
@@ -195,7 +201,7 @@ impl Owner {
             attempts: 0,
             retry_at: None,
             next_check: now + CHECK_INTERVAL,
-            drain: false,
+            leave: None,
             released: false,
         };
         if own.appended.is_empty() {
@@ -260,12 +266,11 @@ impl Owner {
             }
             // A hint may be late or wrong; what counts is what the store says.
             OwnerInput::Cancel => self.next_check = now,
-            OwnerInput::Drain { last_pod } => {
-                if !last_pod {
-                    self.drain = true;
-                    if self.turn.outcome.is_none() {
-                        self.stop_upstream(out);
-                    }
+            OwnerInput::Drain(Leave::AfterThisTurn) => self.leave = self.leave.or(Some(Leave::AfterThisTurn)),
+            OwnerInput::Drain(Leave::Now) => {
+                self.leave = Some(Leave::Now);
+                if self.turn.outcome.is_none() {
+                    self.stop_upstream(out);
                 }
             }
             OwnerInput::Tick => {}
@@ -348,7 +353,11 @@ impl Owner {
 
     /// Whether the turn is to be left to another pod. What has come to its end is ended here.
     fn handing_over(&self) -> bool {
-        self.drain && self.turn.outcome.is_none()
+        self.leaves_now() && self.turn.outcome.is_none()
+    }
+
+    fn leaves_now(&self) -> bool {
+        self.leave == Some(Leave::Now)
     }
 
     /// The epoch's next entry. The same end and kind give the same entry: no id is ever sent with two contents.

@@ -389,7 +389,7 @@ fn drain_settles_what_is_in_flight_and_ends_the_lease() {
     rig.say("a");
     rig.say("b");
     rig.events();
-    rig.hear(OwnerInput::Drain { last_pod: false });
+    rig.hear(OwnerInput::Drain(Leave::Now));
     rig.saw(&["stop"]);
     rig.answer();
     rig.saw(&["deliver a", "end lease"]);
@@ -405,7 +405,7 @@ fn drain_settles_what_is_in_flight_and_ends_the_lease() {
 #[test]
 fn drain_lets_go_even_if_the_store_is_silent() {
     let mut rig = Rig::new();
-    rig.hear(OwnerInput::Drain { last_pod: false });
+    rig.hear(OwnerInput::Drain(Leave::Now));
     rig.events();
     rig.lose();
     rig.lose();
@@ -419,7 +419,7 @@ fn drain_ends_what_has_its_answer_and_leaves_the_next() {
     begin(&mut rig.slot, rig.clock, B, "t2");
     rig.say("a");
     rig.end();
-    rig.hear(OwnerInput::Drain { last_pod: false });
+    rig.hear(OwnerInput::Drain(Leave::Now));
     rig.answer();
     rig.answer();
     rig.saw(&[
@@ -435,11 +435,24 @@ fn drain_ends_what_has_its_answer_and_leaves_the_next() {
 }
 
 #[test]
-fn the_last_pod_goes_on() {
+fn a_pod_that_leaves_later_ends_what_runs_and_leaves_what_waits() {
     let mut rig = Rig::new();
-    rig.hear(OwnerInput::Drain { last_pod: true });
+    begin(&mut rig.slot, rig.clock, B, "t2");
+    rig.hear(OwnerInput::Drain(Leave::AfterThisTurn));
     rig.say("a");
-    rig.saw(&["deliver turn t1", "ask", "append a"]);
+    rig.answer();
+    rig.end();
+    rig.answer();
+    rig.saw(&[
+        "deliver turn t1",
+        "ask",
+        "append a",
+        "deliver a",
+        "finish done",
+        "deliver done",
+        "deliver turn t2",
+        "end lease",
+    ]);
 }
 
 #[test]
@@ -620,7 +633,7 @@ fn a_check_over_an_earlier_connection_does_not_end_an_ownership() {
 fn drain_leaves_what_is_in_doubt_to_the_next_owner() {
     let mut rig = Rig::new();
     rig.say("a");
-    rig.hear(OwnerInput::Drain { last_pod: false });
+    rig.hear(OwnerInput::Drain(Leave::Now));
     rig.events();
     rig.lose();
     rig.answer();
@@ -628,7 +641,7 @@ fn drain_leaves_what_is_in_doubt_to_the_next_owner() {
 
     let mut rig = Rig::new();
     rig.say("a");
-    rig.hear(OwnerInput::Drain { last_pod: false });
+    rig.hear(OwnerInput::Drain(Leave::Now));
     rig.slot.as_mut().unwrap().log = None;
     rig.events();
     rig.lose();

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{Owner, OwnerEffect, Sent, Upstream};
+use super::{Leave, Owner, OwnerEffect, Sent, Upstream};
 use crate::{
     error::ErrorCode,
     limits::{ANSWER_MAX_BYTES, DELTA_MAX_BYTES, TAKEOVERS_MAX, TURN_ENTRIES_MAX, UNCOMMITTED_MAX_BYTES},
@@ -91,6 +91,9 @@ fn whole_characters(text: &str, max: usize) -> usize {
 impl Owner {
     /// Begins with a turn that nobody ran before, or takes one over.
     pub(super) fn start_turn(&mut self, own: Ownership, now: Instant, out: &mut Vec<OwnerEffect>) {
+        if self.leave == Some(Leave::AfterThisTurn) && self.turn.outcome.is_some() {
+            self.leave = Some(Leave::Now);
+        }
         self.adopt(&own);
         self.turn = Turn::new(&own, now + self.config.turn_deadline);
         if own.start == own.end {
@@ -116,7 +119,7 @@ impl Owner {
             self.fail_for_takeovers(out);
         } else if self.turn.cancel {
             self.on_cancel(out);
-        } else if self.drain {
+        } else if self.leaves_now() {
             // Nothing is begun that another pod has to repeat.
         } else if continues {
             self.ask(out);
@@ -202,7 +205,7 @@ impl Owner {
     pub(super) fn after_reset(&mut self, out: &mut Vec<OwnerEffect>) {
         let Stage::Reset { ask } = self.turn.stage else { return };
         self.turn.stage = Stage::Answer;
-        if ask && self.turn.outcome.is_none() && !self.drain {
+        if ask && self.turn.outcome.is_none() && !self.leaves_now() {
             self.ask(out);
         }
     }
