@@ -3,7 +3,12 @@
 //! What the data plane must make sense of too is checked by the data plane's own code, on the configuration that would be
 //! rendered; so nothing that passes here is refused there.
 
-use chatgateway_api::{ChatGateway, ChatGatewaySpec, RedisStore, SecretKey};
+use std::collections::BTreeSet;
+
+use chatgateway_api::{
+    ChatGateway, ChatGatewaySpec, ExternalRedis, ManagedRedis, RedisAuth, RedisStore, SecretKey, TLS_CERTIFICATE_KEY,
+    TLS_KEY_KEY,
+};
 use chatgateway_config::parts::StoreType;
 use chatgateway_config::{ConfigErrors, Settings, Violation};
 
@@ -14,6 +19,9 @@ const NAME_MAX_BYTES: usize = 50;
 
 /// Most replicas of one gateway.
 const REPLICAS_MAX: i32 = 1_000;
+
+/// The path of a Redis that is there already.
+const EXTERNAL_REDIS: &str = "spec.sessions.store.redis.external";
 
 /// Kinds of objects that `overrides` may name: those that are made for a gateway.
 const CHILD_KINDS: [&str; 9] = [
@@ -54,19 +62,92 @@ impl Validated {
         usize::try_from(self.spec.replicas.unwrap_or(1)).unwrap_or(0)
     }
 
-    /// The Secrets that the data plane needs, each with the path of the field that names it.
+    /// The Redis that is to be run for the gateway, where one is.
     #[must_use]
-    pub fn secrets(&self) -> Vec<(String, &SecretKey)> {
+    pub fn managed_redis(&self) -> Option<&ManagedRedis> {
+        redis(&self.spec)?.managed.as_ref()
+    }
+
+    /// Whether sessions are kept in Redis, a managed one or another.
+    #[must_use]
+    pub fn uses_redis(&self) -> bool {
+        redis(&self.spec).is_some()
+    }
+
+    /// The Secrets that the data plane needs.
+    #[must_use]
+    pub fn secrets(&self) -> Vec<SecretUse> {
         secrets(&self.spec)
     }
 }
 
-fn secrets(spec: &ChatGatewaySpec) -> Vec<(String, &SecretKey)> {
+/// A key of a Secret that the data plane needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretUse {
+    /// The path of the field that asks for it.
+    pub path: String,
+    /// The Secret and its key.
+    pub secret: SecretKey,
+    /// The path of the Secret's name.
+    name_path: String,
+    /// The path of the key, where the resource names it.
+    key_path: Option<String>,
+}
+
+impl SecretUse {
+    fn of(path: &str, secret: &SecretKey) -> Self {
+        Self {
+            path: path.to_owned(),
+            secret: secret.clone(),
+            name_path: format!("{path}.name"),
+            key_path: Some(format!("{path}.key")),
+        }
+    }
+}
+
+fn redis(spec: &ChatGatewaySpec) -> Option<&RedisStore> {
+    spec.sessions.as_ref()?.store.as_ref()?.redis.as_ref()
+}
+
+fn secrets(spec: &ChatGatewaySpec) -> Vec<SecretUse> {
     let keys = spec.upstreams.iter().enumerate().filter_map(|(index, upstream)| {
         let key = upstream.openai.as_ref()?.api_key_secret_ref.as_ref()?;
-        Some((format!("spec.upstreams[{index}].openAI.apiKeySecretRef"), key))
+        Some(SecretUse::of(&format!("spec.upstreams[{index}].openAI.apiKeySecretRef"), key))
     });
-    keys.collect()
+    let external = redis(spec).and_then(|redis| redis.external.as_ref());
+    keys.chain(external.map(redis_secrets).unwrap_or_default()).collect()
+}
+
+fn redis_secrets(redis: &ExternalRedis) -> Vec<SecretUse> {
+    let mut uses = Vec::new();
+    if let Some(RedisAuth { secret_ref }) = &redis.auth {
+        let path = format!("{EXTERNAL_REDIS}.auth.secretRef");
+        let mut add = |field: &str, key: &str, named: bool| {
+            uses.push(SecretUse {
+                path: path.clone(),
+                secret: SecretKey { name: secret_ref.name.clone(), key: key.to_owned() },
+                name_path: format!("{path}.name"),
+                key_path: named.then(|| format!("{path}.{field}")),
+            });
+        };
+        add("passwordKey", secret_ref.password_key(), secret_ref.password_key.is_some());
+        if let Some(key) = &secret_ref.username_key {
+            add("usernameKey", key, true);
+        }
+    }
+    if let Some(ca) = redis.tls.as_ref().and_then(|tls| tls.ca_secret_ref.as_ref()) {
+        uses.push(SecretUse::of(&format!("{EXTERNAL_REDIS}.tls.caSecretRef"), ca));
+    }
+    if let Some(name) = redis.tls.as_ref().and_then(|tls| tls.client_secret_name.as_ref()) {
+        let path = format!("{EXTERNAL_REDIS}.tls.clientSecretName");
+        uses.extend([TLS_CERTIFICATE_KEY, TLS_KEY_KEY].map(|key| SecretUse {
+            path: path.clone(),
+            secret: SecretKey { name: name.clone(), key: key.to_owned() },
+            name_path: path.clone(),
+            key_path: None,
+        }));
+    }
+    uses
 }
 
 /// Checks a gateway.
@@ -89,9 +170,18 @@ pub fn validate(gateway: &ChatGateway) -> Result<Validated, ConfigErrors> {
     // The name is judged above, and by stricter rules.
     let file = config::file("gateway", spec, &Place::cluster());
     if let Err(errors) = Settings::resolve(&file) {
-        violations.extend(errors.into_iter().map(|v| Violation { path: format!("spec.{}", v.path), ..v }));
+        violations.extend(errors.into_iter().map(in_resource));
     }
     if violations.is_empty() { Ok(Validated { name, spec: spec.clone() }) } else { Err(ConfigErrors::from(violations)) }
+}
+
+/// What is wrong with the configuration, as the resource has it.
+fn in_resource(violation: Violation) -> Violation {
+    let path = match violation.path.strip_prefix("sessions.store.redis.") {
+        Some(rest) => format!("{EXTERNAL_REDIS}.{rest}"),
+        None => format!("spec.{}", violation.path),
+    };
+    Violation { path, ..violation }
 }
 
 fn check_name(name: &str, violations: &mut Vec<Violation>) {
@@ -127,22 +217,18 @@ fn check_replicas(spec: &ChatGatewaySpec, violations: &mut Vec<Violation>) {
     if replicas > 1 && store.is_none_or(|store| store.kind == StoreType::Memory) {
         let message = format!(
             "{replicas} replicas need a store that they share; with `sessions.store.type: Memory` a session lives in one \
-             process and the others do not know it. Use 1"
+             process and the others do not know it. Use 1, or `type: Redis`"
         );
         violations.push(Violation::new("spec.replicas", message));
     }
 }
 
 fn check_store(spec: &ChatGatewaySpec, violations: &mut Vec<Violation>) {
-    let Some(store) = spec.sessions.as_ref().and_then(|sessions| sessions.store.as_ref()) else { return };
-    let message = match (store.kind, &store.redis) {
-        (StoreType::Redis, None) => "is missing; `type: Redis` needs it",
-        (StoreType::Redis, Some(RedisStore { managed: None, external: None })) => {
-            "give `managed` for a small Redis that the operator runs, or `external` for one that is there"
-        }
-        (StoreType::Redis, Some(RedisStore { managed: Some(_), external: Some(_) })) => {
-            "`managed` and `external` exclude each other: give one of them"
-        }
+    // A Redis that is missing or does not fit the type is the configuration's own affair.
+    let Some(redis) = redis(spec) else { return };
+    let message = match (&redis.managed, &redis.external) {
+        (None, None) => "give `managed` for a small Redis that the operator runs, or `external` for one that is there",
+        (Some(_), Some(_)) => "`managed` and `external` exclude each other: give one of them",
         _ => return,
     };
     violations.push(Violation::new("spec.sessions.store.redis", message));
@@ -150,12 +236,15 @@ fn check_store(spec: &ChatGatewaySpec, violations: &mut Vec<Violation>) {
 
 /// Names and keys of Secrets become paths of files.
 fn check_secrets(spec: &ChatGatewaySpec, violations: &mut Vec<Violation>) {
-    for (path, SecretKey { name, key }) in secrets(spec) {
-        for (field, text) in [("name", name), ("key", key)] {
+    let mut told = BTreeSet::new();
+    for SecretUse { secret, name_path, key_path, .. } in secrets(spec) {
+        for (field, text, path) in [("name", secret.name, Some(name_path)), ("key", secret.key, key_path)] {
             let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-            if text.is_empty() || text.len() > 253 || !plain || text.starts_with("..") || text == "." {
+            let good = !text.is_empty() && text.len() <= 253 && plain && !text.starts_with("..") && text != ".";
+            // One name may be there for several keys.
+            if let Some(path) = path.filter(|path| !good && told.insert(path.clone())) {
                 let message = format!("`{text}` is no {field} of a Secret; use letters, digits, `-`, `_` and `.`");
-                violations.push(Violation::new(format!("{path}.{field}"), message));
+                violations.push(Violation::new(path, message));
             }
         }
     }

@@ -20,12 +20,12 @@ fn every_example_is_looked_at_here() {
     let mut names: Vec<_> =
         folder.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
     names.sort();
-    assert_eq!(names, ["full.yaml", "openai.yaml", "quickstart.yaml"]);
+    assert_eq!(names, ["full.yaml", "openai.yaml", "quickstart.yaml", "redis.yaml"]);
 }
 
 #[test]
 fn what_runs_today_is_valid() {
-    for name in ["quickstart.yaml", "openai.yaml"] {
+    for name in ["quickstart.yaml", "openai.yaml", "redis.yaml"] {
         let (gateway, _) = manifest::read(&example(name)).expect(name);
         let validated = validate(&gateway).expect(name);
         render(&validated, &Place::cluster()).expect(name);
@@ -37,12 +37,7 @@ fn the_full_example_is_read_and_what_is_not_there_yet_is_listed() {
     let (gateway, positions) = manifest::read(&example("full.yaml")).expect("its shape is right");
     let errors = positions.locate(validate(&gateway).expect_err("this release has not all of it"));
     let paths: Vec<_> = errors.violations().iter().map(|violation| violation.path.as_str()).collect();
-    let expected = [
-        "spec.upstreams[0].circuitBreaker",
-        "spec.upstreams[0].batching.mode",
-        "spec.sessions.store.type",
-        "spec.rateLimits",
-    ];
+    let expected = ["spec.upstreams[0].circuitBreaker", "spec.upstreams[0].batching.mode", "spec.rateLimits"];
     assert_eq!(paths, expected, "{errors}");
     for violation in errors.violations() {
         assert!(violation.message.contains("not available in this release"), "{violation}");

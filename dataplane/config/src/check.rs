@@ -1,6 +1,7 @@
 //! Turning what is written into what is meant, collecting everything that is wrong on the way.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::Violation;
@@ -82,6 +83,14 @@ impl Checker {
             self.refuse(path, "a URL must not hold a password; use the API key");
         }
         text.trim_end_matches('/').to_owned()
+    }
+
+    /// The path of a file, where one is given.
+    pub(crate) fn file(&mut self, at: &str, key: &str, text: Option<&str>) -> Option<PathBuf> {
+        if text == Some("") {
+            self.refuse(join(at, key), "is empty; write the path of a file or remove it");
+        }
+        text.map(PathBuf::from)
     }
 
     /// Refuses what this release does not do yet, rather than ignoring it.

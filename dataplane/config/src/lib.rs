@@ -8,6 +8,7 @@ mod check;
 mod error;
 pub mod file;
 pub mod parts;
+mod redis;
 mod resolve;
 mod settings;
 pub mod yaml;

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use chatgateway_core::limits::settings as bounds;
 
@@ -10,6 +9,7 @@ use crate::check::{Checker, show};
 use crate::error::ConfigErrors;
 use crate::file::{self, File};
 use crate::parts::{self, Affinity, BatchingMode, StoreType, UpstreamType};
+use crate::redis;
 use crate::settings::{
     DrainSettings, GatewaySettings, KeepaliveSettings, LimitSettings, ListenerSettings, LogSettings, PoolSettings,
     SessionSettings, Settings, StoreSettings, TimeoutSettings, UpstreamKind, UpstreamSettings,
@@ -169,13 +169,10 @@ fn open_ai(c: &mut Checker, at: &str, raw: &file::OpenAi) -> UpstreamKind {
     if raw.model.is_empty() || raw.model.len() > 256 || raw.model.chars().any(char::is_control) {
         c.refuse(join(at, "model"), "is missing or no name; write the model's name as the server knows it");
     }
-    if raw.api_key_file.as_deref() == Some("") {
-        c.refuse(join(at, "apiKeyFile"), "is empty; write the path of a file or remove it");
-    }
     UpstreamKind::OpenAi {
         url: c.url(at, "url", &raw.url),
         model: raw.model.clone(),
-        api_key_file: raw.api_key_file.as_ref().map(PathBuf::from),
+        api_key_file: c.file(at, "apiKeyFile", raw.api_key_file.as_deref()),
         prefill: raw.prefill.unwrap_or(false),
     }
 }
@@ -235,22 +232,25 @@ fn sessions(c: &mut Checker, raw: Option<&file::Sessions>) -> SessionSettings {
     let default = SessionSettings::default();
     let Some(raw) = raw else { return default };
     let max_turns = raw.history.as_ref().and_then(|history| history.max_turns);
-    if let Some(store) = &raw.store {
-        match store.kind {
-            Some(StoreType::Redis) => {
-                c.unavailable("sessions.store.type", "Redis is", "use Memory");
-            }
-            Some(StoreType::Memory) | None if store.redis.is_some() => {
-                c.refuse("sessions.store.redis", "does not fit `type: Memory`; remove it or change the type");
-            }
-            Some(StoreType::Memory) | None => {}
-        }
-    }
     SessionSettings {
         ttl: c.duration("sessions", "ttl", raw.ttl.as_ref(), default.ttl, &bounds::SESSION_TTL),
         max_turns: c.number("sessions.history", "maxTurns", max_turns, default.max_turns, &bounds::HISTORY_TURNS),
-        store: StoreSettings::Memory,
+        store: store(c, "sessions.store", raw.store.as_ref()),
     }
+}
+
+fn store(c: &mut Checker, at: &str, raw: Option<&file::Store>) -> StoreSettings {
+    let Some(raw) = raw else { return StoreSettings::Memory };
+    let at_redis = join(at, "redis");
+    match (raw.kind.unwrap_or(StoreType::Memory), &raw.redis) {
+        (StoreType::Redis, Some(redis)) => return StoreSettings::Redis(redis::resolve(c, &at_redis, redis)),
+        (StoreType::Redis, None) => c.refuse(at_redis, "is missing; `type: Redis` needs it"),
+        (StoreType::Memory, Some(_)) => {
+            c.refuse(at_redis, "does not fit `type: Memory`; remove it or change the type");
+        }
+        (StoreType::Memory, None) => {}
+    }
+    StoreSettings::Memory
 }
 
 fn keepalive(c: &mut Checker, raw: Option<&parts::Keepalive>) -> KeepaliveSettings {

@@ -1,8 +1,12 @@
 //! What a configuration file means, and what is said about a wrong one.
 
+#![allow(clippy::panic)]
+
 use std::time::Duration;
 
-use chatgateway_config::{Settings, UpstreamKind, needs_restart};
+use chatgateway_config::{
+    Endpoint, RedisMode, RedisSettings, RedisTlsSettings, Settings, StoreSettings, UpstreamKind, needs_restart,
+};
 
 fn errors(text: &str) -> String {
     Settings::parse(text).expect_err("it is wrong").to_string()
@@ -129,7 +133,6 @@ fn what_is_not_there_yet_is_refused_and_not_ignored() {
          \x20 batching: {mode: Adaptive}\n\
          \x20 endpoints: ['http://a']\n\
          \x20 affinity: Session\n\
-         sessions: {store: {type: Redis}}\n\
          rateLimits: [{per: User, requestsPerSecond: 1}]\n",
     );
     let expected = [
@@ -137,10 +140,112 @@ fn what_is_not_there_yet_is_refused_and_not_ignored() {
         "line 5, column 14: upstreams[0].batching.mode: Adaptive is not available in this release; use Off",
         "line 6, column 3: upstreams[0].endpoints: several endpoints are not available in this release; give one url",
         "line 7, column 3: upstreams[0].affinity: Session is not available in this release; use None",
-        "line 8, column 20: sessions.store.type: Redis is not available in this release; use Memory",
-        "line 9, column 1: rateLimits: rate limits are not available in this release; remove them",
+        "line 8, column 1: rateLimits: rate limits are not available in this release; remove them",
     ];
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+}
+
+fn redis(text: &str) -> RedisSettings {
+    match parsed(&format!("sessions: {{store: {{type: Redis, redis: {text}}}}}\n")).sessions.store {
+        StoreSettings::Redis(redis) => redis,
+        StoreSettings::Memory => panic!("a Redis was asked for"),
+    }
+}
+
+#[test]
+fn a_redis_is_one_server_without_ado_unless_more_is_said() {
+    let expected = RedisSettings {
+        mode: RedisMode::Standalone,
+        endpoints: vec![Endpoint { host: "redis".into(), port: 6_379 }],
+        primary_name: None,
+        username_file: None,
+        password_file: None,
+        tls: None,
+    };
+    assert_eq!(redis("{endpoints: ['redis:6379']}"), expected);
+    assert_eq!(redis("{mode: Standalone, endpoints: ['redis:6379']}"), expected);
+}
+
+#[test]
+fn everything_that_can_be_set_of_a_redis_reaches_the_settings() {
+    let sentinels = redis(
+        "{mode: Sentinel, endpoints: ['a:26379', '[::1]:26379'], primaryName: chat,\n\
+         \x20 auth: {usernameFile: /user, passwordFile: /password}, tls: {}}",
+    );
+    let endpoint = |host: &str| Endpoint { host: host.into(), port: 26_379 };
+    assert_eq!(sentinels.endpoints, [endpoint("a"), endpoint("::1")]);
+    assert_eq!((sentinels.mode, sentinels.primary_name.as_deref()), (RedisMode::Sentinel, Some("chat")));
+    assert_eq!(sentinels.username_file, Some("/user".into()));
+    assert_eq!(sentinels.password_file, Some("/password".into()));
+    assert_eq!(sentinels.tls, Some(RedisTlsSettings { ca_file: None, identity: None }), "the public authorities");
+    let cluster = redis(
+        "{mode: Cluster, endpoints: ['a:1', 'b:1', 'c:1'], auth: {passwordFile: /p},\n\
+         \x20 tls: {caFile: /ca, certFile: /cert, keyFile: /key}}",
+    );
+    assert_eq!((cluster.mode, cluster.endpoints.len()), (RedisMode::Cluster, 3));
+    let tls = RedisTlsSettings { ca_file: Some("/ca".into()), identity: Some(("/cert".into(), "/key".into())) };
+    assert_eq!(cluster.tls, Some(tls));
+}
+
+#[test]
+fn what_does_not_fit_together_in_a_redis_is_refused_with_path_and_next_step() {
+    let at = "sessions.store.redis";
+    let many = (0..33).map(|n| format!("h{n}:1")).collect::<Vec<_>>().join(", ");
+    for (text, expected) in [
+        ("{}", ".endpoints: is missing; give the server's address: write HOST:PORT, such as"),
+        ("{mode: Sentinel, primaryName: p}", ".endpoints: is missing; give the sentinels' addresses: "),
+        ("{mode: Cluster}", ".endpoints: is missing; give addresses of some of the cluster's nodes: "),
+        (
+            "{endpoints: ['a:1', 'b:1']}",
+            ".endpoints: 2 are too many; `mode: Standalone` has one server, several need `mode: Sentinel`",
+        ),
+        (&format!("{{mode: Cluster, endpoints: [{many}]}}"), ".endpoints: 33 are too many; give at most 32, "),
+        (&format!("{{endpoints: [{many}]}}"), ".endpoints: 33 are too many; give at most 32, "),
+        ("{mode: Cluster, endpoints: ['a:1', 'A:1']}", ".endpoints[1]: `A:1` is there twice; remove one"),
+        (
+            "{endpoints: ['rediss://h:1/0']}",
+            ".endpoints[0]: is a URL; write HOST:PORT, such as redis.example.com:6379 or [::1]:6379, and `tls` and",
+        ),
+        ("{endpoints: [redis]}", ".endpoints[0]: `redis` has no port; write HOST:PORT"),
+        ("{mode: Sentinel, endpoints: ['a:1']}", ".primaryName: is missing; `mode: Sentinel` needs the name"),
+        ("{mode: Sentinel, endpoints: ['a:1'], primaryName: ''}", ".primaryName: is no name; write 1 to 253"),
+        (
+            "{endpoints: ['a:1'], primaryName: p}",
+            ".primaryName: does not fit `mode: Standalone`; remove it or use `mode: Sentinel`",
+        ),
+        ("{endpoints: ['a:1'], auth: {}}", ".auth: is empty; give `passwordFile`, or remove it"),
+        ("{endpoints: ['a:1'], auth: {usernameFile: /u}}", ".auth.passwordFile: is missing; `usernameFile` needs it"),
+        ("{endpoints: ['a:1'], auth: {passwordFile: ''}}", ".auth.passwordFile: is empty; write the path of a file"),
+        (
+            "{endpoints: ['a:1'], auth: {usernameFile: '', passwordFile: /p}}",
+            ".auth.usernameFile: is empty; write the path of a file",
+        ),
+        ("{endpoints: ['a:1'], tls: {caFile: ''}}", ".tls.caFile: is empty; write the path of a file"),
+        ("{endpoints: ['a:1'], tls: {certFile: /c}}", ".tls.keyFile: is missing; `certFile` needs the key"),
+        ("{endpoints: ['a:1'], tls: {keyFile: /k}}", ".tls.certFile: is missing; `keyFile` needs the certificate"),
+    ] {
+        let text = errors(&format!("sessions: {{store: {{type: Redis, redis: {text}}}}}\n"));
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let message = text.split_once(": ").expect("a place").1;
+        assert!(message.starts_with(&format!("{at}{expected}")), "{message}\ndoes not start with\n{at}{expected}");
+    }
+    let text = errors("sessions: {store: {type: Redis}}\n");
+    assert_eq!(text, "line 1, column 12: sessions.store.redis: is missing; `type: Redis` needs it");
+    let text = errors("sessions: {store: {redis: {endpoints: ['a:1']}}}\n");
+    assert!(text.contains("sessions.store.redis: does not fit `type: Memory`"), "{text}");
+}
+
+#[test]
+fn another_store_needs_a_restart() {
+    // The file with the password is named but not read: what is in it is no part of the configuration.
+    let text = "sessions: {store: {type: Redis, redis: {endpoints: ['a:1'], auth: {passwordFile: /nowhere/p}}}}\n";
+    let redis = parsed(text);
+    assert_eq!(needs_restart(&Settings::default(), &redis), ["sessions.store"]);
+    assert_eq!(needs_restart(&redis, &parsed(&text.replace("a:1", "b:1"))), ["sessions.store"]);
+    assert_eq!(
+        needs_restart(&redis, &parsed(&text.replace("sessions: {", "sessions: {ttl: 1h, "))),
+        Vec::<&str>::new()
+    );
 }
 
 #[test]

@@ -231,6 +231,12 @@ pub mod settings {
     /// Names of gateways and upstreams: one DNS label, since they become names of objects and metric labels.
     pub const NAME_MAX_BYTES: usize = 63;
 
+    /// Addresses of Redis servers or sentinels: a gateway needs some to find the others.
+    pub const REDIS_ENDPOINTS_MAX: usize = 32;
+
+    /// Host names: DNS has no longer ones. The name of a Redis primary is one of these in practice.
+    pub const HOST_MAX_BYTES: usize = 253;
+
     /// How long a session outlives its last turn. Below four leases a session could expire under its owner.
     pub const SESSION_TTL: RangeInclusive<Duration> = seconds(4 * super::LEASE_TTL.as_secs(), 30 * 86_400);
 

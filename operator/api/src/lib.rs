@@ -23,7 +23,10 @@ use serde::{Deserialize, Serialize};
 pub use crd::crd;
 pub use pod::{Pod, Service, ServiceType};
 pub use scaling::{Autoscaling, Metric, MetricType};
-pub use sessions::{ExternalRedis, ManagedRedis, RedisAuth, RedisAuthSecret, RedisStore, RedisTls, Sessions, Store};
+pub use sessions::{
+    ExternalRedis, ManagedRedis, RedisAuth, RedisAuthSecret, RedisStore, RedisTls, Sessions, Store,
+    TLS_CERTIFICATE_KEY, TLS_KEY_KEY,
+};
 pub use status::ChatGatewayStatus;
 pub use upstream::{OpenAi, SecretKey, Upstream};
 

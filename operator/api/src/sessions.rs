@@ -109,6 +109,20 @@ pub struct RedisAuthSecret {
     pub username_key: Option<String>,
 }
 
+impl RedisAuthSecret {
+    /// The key with the password.
+    #[must_use]
+    pub fn password_key(&self) -> &str {
+        self.password_key.as_deref().unwrap_or("password")
+    }
+}
+
+/// The key with the certificate in a Secret of type `kubernetes.io/tls`.
+pub const TLS_CERTIFICATE_KEY: &str = "tls.crt";
+
+/// The key with the certificate's key in a Secret of type `kubernetes.io/tls`.
+pub const TLS_KEY_KEY: &str = "tls.key";
+
 /// How the connection to Redis is secured. An empty object: TLS with the public certificate authorities.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

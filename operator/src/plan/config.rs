@@ -3,11 +3,20 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
-use chatgateway_api::{ChatGatewaySpec, ExternalRedis, SecretKey, Sessions, Store, Upstream};
+use chatgateway_api::{
+    ChatGatewaySpec, ExternalRedis, RedisStore, SecretKey, Sessions, Store, TLS_CERTIFICATE_KEY, TLS_KEY_KEY, Upstream,
+};
 use chatgateway_config::file::{self, File};
+use chatgateway_config::parts::RedisMode;
 use chatgateway_config::{ConfigErrors, Settings};
 
 use crate::validate::Validated;
+
+/// Port of a managed Redis in a cluster.
+const REDIS_PORT: u16 = 6_379;
+
+/// Key of the Secret with a managed Redis' password in a cluster.
+const REDIS_PASSWORD_KEY: &str = "password";
 
 /// What of the configuration depends on where the data plane runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +33,19 @@ pub struct Place {
     pub reuse_port: bool,
     /// Where Secrets are: `NAME/KEY` below it.
     pub secrets: PathBuf,
+    /// The managed Redis. None: behind the Service and the Secret that a cluster has for it.
+    pub managed_redis: Option<ManagedAt>,
     /// What clients are told in `hello`, where anything is to be told.
     pub revision: Option<String>,
+}
+
+/// Where a managed Redis is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManagedAt {
+    /// Its address, `host:port`.
+    pub endpoint: String,
+    /// The file with its password.
+    pub password_file: PathBuf,
 }
 
 impl Place {
@@ -39,6 +59,7 @@ impl Place {
             admin_port: 8081,
             reuse_port: false,
             secrets: PathBuf::from("/etc/chatgateway/secrets"),
+            managed_redis: None,
             revision: None,
         }
     }
@@ -47,6 +68,16 @@ impl Place {
     #[must_use]
     pub fn secret_file(&self, secret: &SecretKey) -> PathBuf {
         self.secrets.join(&secret.name).join(&secret.key)
+    }
+
+    /// Where the managed Redis of a gateway is.
+    fn managed_redis(&self, gateway: &str) -> ManagedAt {
+        let in_cluster = || {
+            let name = format!("{gateway}-redis");
+            let secret = SecretKey { name: name.clone(), key: REDIS_PASSWORD_KEY.to_owned() };
+            ManagedAt { endpoint: format!("{name}:{REDIS_PORT}"), password_file: self.secret_file(&secret) }
+        };
+        self.managed_redis.clone().unwrap_or_else(in_cluster)
     }
 }
 
@@ -91,7 +122,7 @@ pub(crate) fn file(name: &str, spec: &ChatGatewaySpec, place: &Place) -> File {
         }),
         workers: None,
         upstreams: spec.upstreams.iter().map(|raw| upstream(raw, place)).collect(),
-        sessions: spec.sessions.as_ref().map(|raw| sessions(raw, place)),
+        sessions: spec.sessions.as_ref().map(|raw| sessions(name, raw, place)),
         rate_limits: spec.rate_limits.clone(),
         keepalive: spec.keepalive.clone(),
         drain: spec.drain.clone(),
@@ -122,33 +153,45 @@ fn upstream(raw: &Upstream, place: &Place) -> file::Upstream {
     }
 }
 
-fn sessions(raw: &Sessions, place: &Place) -> file::Sessions {
+fn sessions(gateway: &str, raw: &Sessions, place: &Place) -> file::Sessions {
     file::Sessions {
         ttl: raw.ttl.clone(),
         history: raw.history.clone(),
-        store: raw.store.as_ref().map(|raw| store(raw, place)),
+        store: raw.store.as_ref().map(|raw| store(gateway, raw, place)),
     }
 }
 
-fn store(raw: &Store, place: &Place) -> file::Store {
-    let external = raw.redis.as_ref().and_then(|redis| redis.external.as_ref());
-    file::Store { kind: Some(raw.kind), redis: external.map(|external| redis(external, place)) }
+fn store(gateway: &str, raw: &Store, place: &Place) -> file::Store {
+    let redis = raw.redis.as_ref().map(|RedisStore { external, .. }| match external {
+        Some(external) => external_redis(external, place),
+        None => managed_redis(place.managed_redis(gateway)),
+    });
+    file::Store { kind: Some(raw.kind), redis }
 }
 
-fn redis(raw: &ExternalRedis, place: &Place) -> file::Redis {
+fn managed_redis(at: ManagedAt) -> file::Redis {
+    file::Redis {
+        mode: Some(RedisMode::Standalone),
+        endpoints: vec![at.endpoint],
+        primary_name: None,
+        auth: Some(file::RedisAuth { username_file: None, password_file: Some(in_text(at.password_file)) }),
+        tls: None,
+    }
+}
+
+fn external_redis(raw: &ExternalRedis, place: &Place) -> file::Redis {
     let in_secret = |name: &str, key: &str| in_text(place.secrets.join(name).join(key));
     let auth = raw.auth.as_ref().map(|auth| {
         let secret = &auth.secret_ref;
-        let password = secret.password_key.as_deref().unwrap_or("password");
         file::RedisAuth {
             username_file: secret.username_key.as_ref().map(|key| in_secret(&secret.name, key)),
-            password_file: Some(in_secret(&secret.name, password)),
+            password_file: Some(in_secret(&secret.name, secret.password_key())),
         }
     });
     let tls = raw.tls.as_ref().map(|tls| file::RedisTls {
         ca_file: tls.ca_secret_ref.as_ref().map(|key| in_text(place.secret_file(key))),
-        cert_file: tls.client_secret_name.as_ref().map(|name| in_secret(name, "tls.crt")),
-        key_file: tls.client_secret_name.as_ref().map(|name| in_secret(name, "tls.key")),
+        cert_file: tls.client_secret_name.as_ref().map(|name| in_secret(name, TLS_CERTIFICATE_KEY)),
+        key_file: tls.client_secret_name.as_ref().map(|name| in_secret(name, TLS_KEY_KEY)),
     });
     file::Redis { mode: raw.mode, endpoints: raw.endpoints.clone(), primary_name: raw.primary_name.clone(), auth, tls }
 }

@@ -5,5 +5,5 @@ pub(crate) mod config;
 mod print;
 
 pub use change::Change;
-pub use config::{Place, Rendered, render};
+pub use config::{ManagedAt, Place, Rendered, render};
 pub use print::config_map;

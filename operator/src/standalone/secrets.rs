@@ -9,7 +9,7 @@ use chatgateway_api::SecretKey;
 use chatgateway_config::{ConfigErrors, Violation};
 
 use crate::standalone::files::{private_dir, replace};
-use crate::validate::Validated;
+use crate::validate::{SecretUse, Validated};
 
 /// What environment variables with secrets begin with. The data plane does not get to see them.
 pub const VARIABLE_PREFIX: &str = "CHATGATEWAY_SECRET_";
@@ -65,16 +65,16 @@ impl Secrets {
         let missing: Vec<_> = gateway
             .secrets()
             .into_iter()
-            .filter_map(|(path, secret)| {
-                let reason = match self.value(secret) {
+            .filter_map(|SecretUse { path, secret, .. }| {
+                let reason = match self.value(&secret) {
                     Ok(Some(_)) => return None,
                     Ok(None) => "there is no value for".to_owned(),
                     Err(error) => format!("{error:#}; that is the value of"),
                 };
-                let SecretKey { name, key } = secret;
+                let SecretKey { name, key } = &secret;
                 let message = format!(
                     "{reason} Secret `{name}`, key `{key}`; give --secret {name}/{key}=FILE or set {}",
-                    variable(secret)
+                    variable(&secret)
                 );
                 Some(Violation::new(path, message))
             })
@@ -88,9 +88,9 @@ impl Secrets {
     /// Where a value is not to be had, or a file cannot be written.
     pub fn write(&mut self, gateway: &Validated) -> anyhow::Result<Vec<SecretKey>> {
         let mut changed = Vec::new();
-        for (_, secret) in gateway.secrets() {
-            let Some(value) = self.value(secret)? else { continue };
-            if self.written.get(secret) == Some(&value) {
+        for SecretUse { secret, .. } in gateway.secrets() {
+            let Some(value) = self.value(&secret)? else { continue };
+            if self.written.get(&secret) == Some(&value) {
                 continue;
             }
             let folder = self.folder.join(&secret.name);
@@ -98,7 +98,7 @@ impl Secrets {
             private_dir(&folder)?;
             replace(&folder.join(&secret.key), &value)?;
             self.written.insert(secret.clone(), value);
-            changed.push(secret.clone());
+            changed.push(secret);
         }
         Ok(changed)
     }

@@ -301,6 +301,7 @@ impl Supervisor {
             // Also with one replica: its successor takes clients before it leaves.
             reuse_port: true,
             secrets: self.secrets.clone(),
+            managed_redis: None,
             revision: Some(self.revision.to_string()),
         };
         Ok(render(gateway, &place)?)
