@@ -12,7 +12,7 @@ use chatgateway_core::{
     error::ErrorCode,
     log::{
         Entry, EntryKind, HistoryTurn, Link, Owner, OwnerConfig, OwnerEffect, OwnerInput, Ownership, Release, Reply,
-        Request, TurnBody, TurnState, Unknown,
+        TurnBody, TurnState, Unknown,
     },
 };
 use tokio::time::Sleep;
@@ -189,7 +189,7 @@ impl Driver {
         self.paused = false;
         self.asked_at = Some(clock::now());
         if self.gateway.upstreams().wants_history() {
-            let history = self.gateway.store().call(&self.channel.key, Request::Snapshot);
+            let history = self.gateway.recall(&self.channel.key);
             self.model = Model::Recalling { history, body, prefix };
         } else {
             self.answer(Vec::new(), body, prefix);
@@ -233,10 +233,11 @@ impl Driver {
             && let Poll::Ready(answer) = Pin::new(history).poll(cx)
             && let Model::Recalling { body, prefix, .. } = std::mem::replace(&mut self.model, Model::Off)
         {
-            match answer.result {
-                Ok(Reply::Snapshot(snapshot)) => self.answer(snapshot.turns, body, prefix),
-                _ => self.ask(body, prefix),
-            }
+            let turns = match answer.result {
+                Ok(Reply::Snapshot(snapshot)) => snapshot.turns,
+                _ => Vec::new(),
+            };
+            self.answer(turns, body, prefix);
         }
         let Model::Answering(stream) = &mut self.model else { return Poll::Pending };
         stream.poll_next(cx).map(|event| {

@@ -14,10 +14,10 @@ use chatgateway_config::{Settings, StoreSettings};
 use chatgateway_core::{
     drain::{DrainPlan, Left},
     error::{ErrorCode, Refusal},
-    limits::{LEASE_TTL, STORE_CALL_TIMEOUT, STORE_CALL_TRIES, STORE_RETRY_MIN},
+    limits::{LEASE_TTL, STORE_CALL_TIMEOUT, STORE_CALL_TRIES, STORE_RETRY_MAX, STORE_RETRY_MIN},
     log::{
-        Begin, BeginReply, CancelReply, Claim, ClaimReason, ClaimReply, EntryId, Nonce, PodId, ReadReply, Release, Reply,
-        Request, SessionId, SessionKey, SnapshotReply, Terms, TurnId, TurnState,
+        Begin, BeginReply, CancelReply, Claim, ClaimReason, ClaimReply, EntryId, Nonce, PodId, ReadReply, Release,
+        Reply, Request, SessionId, SessionKey, SnapshotReply, Terms, TurnId, TurnState,
     },
 };
 use parking_lot::Mutex;
@@ -394,7 +394,9 @@ impl Gateway {
     pub async fn delete(&self, caller: &Caller, session: &SessionId) -> Result<(), Refusal> {
         let key = caller.key(session);
         let Reply::Delete(owner) = self.ask(&key, Request::Delete).await? else { return Ok(()) };
-        self.deleted(&key);
+        if let Some(channel) = self.hub.existing(&key) {
+            channel.deleted();
+        }
         self.tell_owner(&key, owner);
         Ok(())
     }
@@ -412,6 +414,28 @@ impl Gateway {
     /// The same, on behalf of a reader.
     pub(crate) fn look(&self, channel: &Channel, owner: Option<PodId>) {
         self.tell_owner(&channel.key, owner);
+    }
+
+    /// What a session's turns said so far. Asked for until the store answers.
+    pub(crate) fn recall(&self, key: &SessionKey) -> Call {
+        let mut call = self.store.call(key, Request::Snapshot);
+        if matches!(call, Call::Ready(_)) {
+            return call;
+        }
+        let (store, key) = (self.store.clone(), key.clone());
+        Call::Pending(Box::pin(async move {
+            let mut pause = STORE_RETRY_MIN;
+            loop {
+                if let Ok(answer) = tokio::time::timeout(STORE_CALL_TIMEOUT, call).await
+                    && answer.result.is_ok()
+                {
+                    return answer;
+                }
+                tokio::time::sleep(pause).await;
+                pause = STORE_RETRY_MAX.min(pause * 2);
+                call = store.call(&key, Request::Snapshot);
+            }
+        }))
     }
 
     /// Reads a page of the log. The reply comes only when entries committed after it do not pass the channel unheard.
@@ -451,16 +475,6 @@ impl Gateway {
                 if let Some(next) = self.others.any() {
                     peers.notify(next, &channel.key, Notice::Claim);
                 }
-            }
-        }
-    }
-
-    /// A session was deleted, here or by way of another pod.
-    pub(crate) fn deleted(&self, key: &SessionKey) {
-        if let Some(channel) = self.hub.existing(key) {
-            channel.deleted();
-            if let Some(owner) = channel.owner() {
-                owner.look();
             }
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use chatgateway_core::{
     limits::{
-        BEAT_INTERVAL, CLAIMS_AT_ONCE, DRAIN_LAST_WORDS, DRAIN_LOOK_INTERVAL, FROZEN, HAND_OVER_SPREAD, LEASE_TTL,
+        BEAT_INTERVAL, CLAIMS_AT_ONCE, DRAIN_LAST_WORDS, FROZEN, HAND_OVER_LOOK_INTERVAL, HAND_OVER_SPREAD, LEASE_TTL,
         PEER_SILENCE, STORE_CALL_TIMEOUT,
     },
     log::{EntryId, Leave, PodId, Reply, Request, SessionKey},
@@ -118,16 +118,15 @@ async fn hear(gateway: Arc<Gateway>, mut events: mpsc::Receiver<PeerEvent>) {
 }
 
 fn tell_readers(gateway: &Gateway, session: &SessionKey, news: News) {
+    let Some(channel) = gateway.hub.existing(session) else { return };
     match news {
-        News::Deleted => gateway.deleted(session),
-        News::Entry(entry) => {
-            if let Some(channel) = gateway.hub.existing(session) {
-                channel.deliver(entry);
-            }
-        }
-        News::Reread => {
-            if let Some(channel) = gateway.hub.existing(session) {
-                channel.reread();
+        News::Entry(entry) => channel.deliver(entry),
+        News::Reread => channel.reread(),
+        // This may be late, and the session begun anew: the log tells.
+        News::Deleted => {
+            channel.reread();
+            if let Some(owner) = channel.owner() {
+                owner.look();
             }
         }
     }
@@ -237,7 +236,7 @@ async fn hand_over(gateway: Arc<Gateway>) {
     sleep_until(plan.floor.into()).await;
     while clock::now() < plan.hand_over {
         tell_owners(&gateway, Leave::AfterThisTurn, Duration::ZERO).await;
-        sleep(DRAIN_LOOK_INTERVAL).await;
+        sleep(HAND_OVER_LOOK_INTERVAL).await;
     }
     let spread = HAND_OVER_SPREAD.min((plan.deadline - plan.hand_over) / 4);
     let last_words = plan.deadline.checked_sub(DRAIN_LAST_WORDS).unwrap_or(plan.deadline);
@@ -248,7 +247,7 @@ async fn hand_over(gateway: Arc<Gateway>) {
         if clock::now() >= last_words {
             break;
         }
-        sleep(DRAIN_LOOK_INTERVAL).await;
+        sleep(HAND_OVER_LOOK_INTERVAL).await;
     }
     // Nobody is there to go on: whoever comes next need not wait for the leases' ends.
     for owner in gateway.hub.owners() {

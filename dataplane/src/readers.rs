@@ -198,7 +198,8 @@ impl Readers {
         } else {
             Reader::resume(position, clock::now(), &mut effects)
         };
-        self.attached[slot] = Some(Attached { session, channel, reader, read: None, owner: None, tell: false, asked: position });
+        self.attached[slot] =
+            Some(Attached { session, channel, reader, read: None, owner: None, tell: false, asked: position });
         self.carry_out_all(slot, effects);
     }
 

@@ -92,11 +92,16 @@ pub const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 /// Over how long the hand-over of a pod's turns is spread: the pods that take them ask their model servers anew.
 pub const HAND_OVER_SPREAD: Duration = Duration::from_secs(2);
 
-/// How often a pod tells the others that it lives, and looks for those that do not: a quarter of a lease.
+/// How often a pod that drains looks for turns that it has not told yet.
+pub const HAND_OVER_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How often a pod tells the others that it lives, and looks for those that do not. A lease has room for two such rounds
+/// before it ends.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a pod must be silent before the others look through its sessions: a lease.
-pub const PEER_SILENCE: Duration = LEASE_TTL;
+/// How long a pod must be silent before the others look through its sessions: two missed signs of life. They look when each
+/// lease is over, and claim it in that moment.
+pub const PEER_SILENCE: Duration = Duration::from_millis(2_500);
 
 /// Sessions of silent pods that one pod looks at and claims at a time: each that it gets is a call of a model server.
 pub const CLAIMS_AT_ONCE: usize = 32;

@@ -69,9 +69,7 @@ impl World {
             3 => {
                 let leave = if self.random.chance(50) { Leave::Now } else { Leave::AfterThisTurn };
                 self.note(|| format!("pod {pod} drains: {leave:?}"));
-                (0..self.pods[pod].runners.len())
-                    .rev()
-                    .for_each(|r| self.tell_owner(pod, r, OwnerInput::Drain(leave)));
+                (0..self.pods[pod].runners.len()).rev().for_each(|r| self.tell_owner(pod, r, OwnerInput::Drain(leave)));
             }
             4 => {
                 self.clients[reader].live.clear();

@@ -13,7 +13,10 @@ pub struct RedisStore;
 
 impl RedisStore {
     /// x
-    pub fn start(_settings: &RedisSettings, _pod: PodId) -> anyhow::Result<(Arc<MemoryStore>, mpsc::Receiver<PeerEvent>)> {
+    pub fn start(
+        _settings: &RedisSettings,
+        _pod: PodId,
+    ) -> anyhow::Result<(Arc<MemoryStore>, mpsc::Receiver<PeerEvent>)> {
         anyhow::bail!("no")
     }
 }

@@ -45,7 +45,9 @@ impl Parting {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Word> {
         match &mut self.close_at {
             Some(timer) => timer.as_mut().poll(cx).map(|()| Word::Close),
-            None => self.leaving.poll_told(cx).map(|()| if self.leaving.recalled() { Word::Close } else { Word::Leave }),
+            None => {
+                self.leaving.poll_told(cx).map(|()| if self.leaving.recalled() { Word::Close } else { Word::Leave })
+            }
         }
     }
 
