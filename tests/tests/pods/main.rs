@@ -1,0 +1,7 @@
+//! Several pods on one real Redis: reading, resuming, cancelling and retrying elsewhere, takeover, drain.
+#![cfg(test)]
+
+mod anywhere;
+mod drain;
+mod support;
+mod takeover;
