@@ -257,13 +257,14 @@ impl Channel {
         inner.noticed.replace(owner) != Some(owner)
     }
 
-    /// What other pods tell followers is heard from now on, or not any more.
-    pub fn set_heard(&self, heard: bool) {
+    /// What other pods tell followers is heard from now on, or not any more. Returns whether it was heard before.
+    pub fn set_heard(&self, heard: bool) -> bool {
         if heard {
             self.inner.lock().noticed = None;
         }
-        self.heard.store(heard, Ordering::Release);
+        let before = self.heard.swap(heard, Ordering::AcqRel);
         self.heard_changed.notify_waiters();
+        before
     }
 
     /// Whether no committed entry passes this channel: its owner is here, or what other pods tell is heard.
@@ -378,13 +379,17 @@ impl Hub {
 
     fn forget(&self, key: &SessionKey) {
         let mut shard = self.shards[shard_of(key, SHARDS)].lock();
+        let peers = self.store.peers();
+        // Under the lock: a channel that is made after this one follows after this.
+        if let Some(peers) = peers {
+            peers.unfollow(key);
+        }
         // Somebody may have made a new one meanwhile.
         if shard.get(key).is_some_and(|channel| channel.strong_count() == 0) {
             shard.remove(key);
-            // Under the lock: a channel that is made after this one follows after this.
-            if let Some(peers) = self.store.peers() {
-                peers.unfollow(key);
-            }
+        } else if let Some(peers) = peers {
+            // It has not heard that it is followed, or is not any more.
+            peers.follow(key);
         }
     }
 }

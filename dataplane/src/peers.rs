@@ -86,7 +86,11 @@ async fn hear(gateway: Arc<Gateway>, mut events: mpsc::Receiver<PeerEvent>) {
         match event {
             PeerEvent::Following(session) => {
                 if let Some(channel) = gateway.hub.existing(&session) {
-                    channel.set_heard(true);
+                    // It may have been followed, unfollowed and followed again.
+                    let again = channel.set_heard(true);
+                    if again && channel.owner().is_none() {
+                        channel.reread();
+                    }
                 }
             }
             PeerEvent::Suspect(sessions) => {
