@@ -24,6 +24,7 @@ lint: ## Check formatting and lints
 
 .PHONY: unit
 unit: ## Run the Rust tests: unit, golden, property, in-process and with real processes
+	@tests/install-redis.sh
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
 

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::plan::{Change, Place, config_map, render};
 use crate::validate::{Validated, validate};
-use crate::{manifest, standalone};
+use crate::{manifest, standalone, standalone::tied};
 
 const AFTER_HELP: &str = "\
 Start here:
@@ -34,6 +34,9 @@ enum Command {
     Plan(PlanArgs),
     /// Print the CustomResourceDefinition
     Crds,
+    /// Become a program that ends with the process that starts it: what `standalone` runs its processes with
+    #[command(hide = true)]
+    Tied(tied::Args),
 }
 
 /// Arguments of `plan`.
@@ -57,6 +60,7 @@ impl Cli {
             Command::Standalone(args) => standalone::run(args),
             Command::Plan(args) => print(&plan(&args)?),
             Command::Crds => print(&crds()?),
+            Command::Tied(args) => tied::run(args),
         }
     }
 }

@@ -4,8 +4,10 @@ mod admin;
 mod files;
 mod ports;
 mod process;
+mod redis;
 mod secrets;
 mod supervisor;
+pub mod tied;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +23,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::args::{check, not_valid};
 use crate::standalone::ports::Wanted;
+use crate::standalone::redis::ManagedRedis;
 use crate::standalone::secrets::{SecretArg, Secrets};
 use crate::standalone::supervisor::{Supervisor, reachable};
 use crate::validate::Validated;
@@ -58,6 +61,9 @@ pub struct Args {
     /// A Secret's value from a file. Or set CHATGATEWAY_SECRET_<NAME>_<KEY> in the environment
     #[arg(long = "secret", value_name = "NAME/KEY=FILE")]
     secrets: Vec<SecretArg>,
+    /// Where a managed Redis keeps its data between runs. By default it goes when this ends
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
     /// The data plane's program. By default the one beside this program
     #[arg(long, value_name = "PATH")]
     dataplane: Option<PathBuf>,
@@ -87,6 +93,12 @@ struct Runner {
     unreadable: Option<String>,
     secrets: Secrets,
     supervisor: Supervisor,
+    /// The managed Redis, while the gateway has one.
+    redis: Option<ManagedRedis>,
+    /// Where its data goes.
+    data: PathBuf,
+    /// Whether the data stays.
+    data_stays: bool,
 }
 
 impl Runner {
@@ -106,10 +118,18 @@ impl Runner {
         secrets.write(&gateway)?;
         let folder = work.path().to_owned();
         let in_folder = secrets.folder().to_owned();
+        let data_stays = args.data_dir.is_some();
+        let data = match args.data_dir {
+            // The server works in it, so it must be found from there.
+            Some(folder) => std::path::absolute(folder).context("--data-dir")?.join("redis"),
+            None => work.path().join("data"),
+        };
         let supervisor = Supervisor::new(gateway, program, folder, in_folder, wanted, shared);
-        let mut runner = Self { file: args.file, text, unreadable: None, secrets, supervisor };
+        let file = args.file;
+        let mut runner = Self { file, text, unreadable: None, secrets, supervisor, redis: None, data, data_stays };
+        let managed = runner.supervisor.gateway().managed_redis().is_some();
         tokio::select! {
-            started = runner.supervisor.fill() => started?,
+            started = runner.begin(managed) => started?,
             () = signals.next() => return Ok(runner.stop(&mut signals).await),
         }
         runner.greet();
@@ -120,13 +140,48 @@ impl Runner {
         Ok(runner.stop(&mut signals).await)
     }
 
+    /// Starts everything, and waits until it takes clients.
+    async fn begin(&mut self, managed: bool) -> anyhow::Result<()> {
+        if managed {
+            self.start_redis().await?;
+        }
+        self.supervisor.fill().await
+    }
+
+    /// Starts the managed Redis, unless it runs.
+    async fn start_redis(&mut self) -> anyhow::Result<()> {
+        if self.redis.is_some() {
+            return Ok(());
+        }
+        let redis = ManagedRedis::start(&self.supervisor.folder.join("redis"), &self.data).await?;
+        say(&format!("started redis on {}", redis.at.endpoint));
+        self.supervisor.redis = Some(redis.at.clone());
+        self.redis = Some(redis);
+        Ok(())
+    }
+
+    /// Ends a managed Redis that the gateway no longer asks for, once the last process that uses it has gone.
+    async fn spare_redis(&mut self) {
+        let wanted = self.supervisor.gateway().managed_redis().is_some() || self.supervisor.some_leave();
+        if let Some(redis) = self.redis.as_mut().filter(|_| !wanted) {
+            redis.leave();
+            redis.gone().await;
+            say("redis has gone: it is not asked for any more");
+            self.redis = None;
+            self.supervisor.redis = None;
+        }
+    }
+
     /// Follows the file, the secrets and the processes, for ever. May be dropped at any point: every process is known.
     async fn follow(&mut self) {
         let mut tend = interval(TEND_INTERVAL);
         let mut watch = interval(WATCH_INTERVAL);
         loop {
             tokio::select! {
-                _ = tend.tick() => self.supervisor.tend().await,
+                _ = tend.tick() => {
+                    self.supervisor.tend().await;
+                    self.spare_redis().await;
+                }
                 _ = watch.tick() => {
                     self.look_at_file().await;
                     self.look_at_secrets();
@@ -162,14 +217,18 @@ impl Runner {
         if gateway == *self.supervisor.gateway() {
             return say(&format!("{} has changed, but nothing that it asks for", self.file.display()));
         }
-        let applied = match self.secrets.write(&gateway) {
-            Ok(_) => self.supervisor.apply(gateway).await,
-            Err(error) => Err(error),
-        };
-        match applied {
+        match self.apply(gateway).await {
             Ok(()) => say(&format!("{} is applied", self.file.display())),
             Err(error) => say(&format!("the edit is not applied; the gateway runs on as it was: {error:#}")),
         }
+    }
+
+    async fn apply(&mut self, gateway: Validated) -> anyhow::Result<()> {
+        self.secrets.write(&gateway)?;
+        if gateway.managed_redis().is_some() {
+            self.start_redis().await?;
+        }
+        self.supervisor.apply(gateway).await
     }
 
     fn look_at_secrets(&mut self) {
@@ -179,7 +238,7 @@ impl Runner {
         }
     }
 
-    /// Drains all processes. A second signal kills them.
+    /// Drains all processes, and then ends what they needed. A second signal kills them.
     async fn stop(&mut self, signals: &mut Signals) -> ExitCode {
         self.supervisor.reap(Instant::now());
         self.supervisor.leave();
@@ -199,6 +258,22 @@ impl Runner {
             }
         }
         self.supervisor.last_words().await;
+        if let Some(mut redis) = self.redis.take() {
+            if code == ExitCode::SUCCESS {
+                redis.leave()
+            } else {
+                redis.kill()
+            }
+            loop {
+                tokio::select! {
+                    () = redis.gone() => break,
+                    () = signals.next() => {
+                        redis.kill();
+                        code = ExitCode::from(EXIT_INTERRUPTED);
+                    }
+                }
+            }
+        }
         say("stopped");
         code
     }
@@ -215,12 +290,21 @@ impl Runner {
             count => format!("{count} processes"),
         };
         let everywhere = if bind.is_unspecified() { ", on all addresses of this machine" } else { "" };
-        say(&format!("\n{} is ready: {count}, sessions in memory{everywhere}", gateway.name()));
+        let store = if gateway.uses_redis() { "Redis" } else { "memory" };
+        say(&format!("\n{} is ready: {count}, sessions in {store}{everywhere}", gateway.name()));
         say(&format!("  page       http://{http}/"));
         say(&format!("  WebSocket  ws://{http}/ws"));
         say(&format!("  gRPC       {grpc}"));
         for process in supervisor.serving() {
-            say(&format!("  admin      http://{}/status  ({})", process.admin, process.name));
+            let id = process.id().unwrap_or_default();
+            say(&format!("  admin      http://{}/status  ({}, process {id})", process.admin, process.name));
+        }
+        if let Some(ManagedRedis { at, .. }) = &self.redis {
+            let data = match self.data_stays {
+                true => format!("its data stays in {}", self.data.display()),
+                false => "its data goes with this run, --data-dir DIR keeps it".to_owned(),
+            };
+            say(&format!("  redis      {}  (password in {}; {data})", at.endpoint, at.password_file.display()));
         }
         say(&format!(
             "  try        curl -N http://{http}/v1/sessions/hello/turns -H 'content-type: application/json' \
@@ -242,6 +326,10 @@ fn only_in_clusters(gateway: &Validated) -> Vec<&'static str> {
         ("spec.image", spec.image.is_some()),
         ("spec.service", spec.service.is_some()),
         ("spec.pod", pod),
+        (
+            "spec.sessions.store.redis.managed.storage",
+            gateway.managed_redis().is_some_and(|redis| redis.storage.is_some()),
+        ),
         ("spec.overrides", !spec.overrides.is_empty()),
     ];
     fields.into_iter().filter_map(|(name, set)| set.then_some(name)).collect()

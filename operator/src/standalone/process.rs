@@ -14,8 +14,8 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::standalone::admin;
 use crate::standalone::secrets::VARIABLE_PREFIX;
+use crate::standalone::{admin, tied};
 
 /// How long a process may take from its start until it takes clients.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -76,24 +76,15 @@ impl Process {
         admin: SocketAddr,
         drain: Duration,
     ) -> anyhow::Result<Self> {
-        let mut command = Command::new(program);
+        let mut command = command(program);
         command.arg("run").arg("--config").arg(&config);
-        // A Ctrl-C of the terminal is for the runner: it decides who leaves when.
-        command.process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        if !std::io::stderr().is_terminal() {
-            command.env("NO_COLOR", "1");
-        }
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with(VARIABLE_PREFIX) {
-                command.env_remove(&variable);
-            }
-        }
-        let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        let stdout = child.stdout.take().map(|stream| tokio::spawn(pass_on(name.clone(), stream)));
-        let stderr = child.stderr.take().map(|stream| tokio::spawn(pass_on(name.clone(), stream)));
-        let logs = stdout.into_iter().chain(stderr).collect();
+        let (child, logs) = spawn(&name, command, program)?;
         Ok(Self { name, admin, config, drain, leaving: None, child, logs })
+    }
+
+    /// Its id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// How it ended, if it has.
@@ -170,6 +161,34 @@ impl Process {
         // Not there any more is as good as killed.
         let _ = self.child.start_kill();
     }
+}
+
+/// A command that runs a program away from the terminal and without secrets, for as long as this process runs.
+pub fn command(program: &Path) -> Command {
+    let mut command = tied::command(program);
+    // A Ctrl-C of the terminal is for the runner: it decides who leaves when.
+    command.process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    if !std::io::stderr().is_terminal() {
+        command.env("NO_COLOR", "1");
+    }
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with(VARIABLE_PREFIX) {
+            command.env_remove(&variable);
+        }
+    }
+    command
+}
+
+/// Starts such a command; the process, which is killed when it is dropped, and the tasks that pass its log on.
+///
+/// # Errors
+/// Where the program cannot be started.
+pub fn spawn(name: &str, mut command: Command, program: &Path) -> anyhow::Result<(Child, Vec<JoinHandle<()>>)> {
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let stdout = child.stdout.take().map(|stream| tokio::spawn(pass_on(name.to_owned(), stream)));
+    let stderr = child.stderr.take().map(|stream| tokio::spawn(pass_on(name.to_owned(), stream)));
+    Ok((child, stdout.into_iter().chain(stderr).collect()))
 }
 
 /// Waits for the last log lines of processes that have ended.

@@ -10,11 +10,11 @@ use chatgateway_config::needs_restart;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::plan::{Place, Rendered, render};
+use crate::plan::{ManagedAt, Place, Rendered, render};
 use crate::standalone::files::replace;
 use crate::standalone::ports::{SharedPorts, Wanted};
 use crate::standalone::process::{Process, describe, last_words};
-use crate::standalone::say;
+use crate::standalone::{TEND_INTERVAL, interval, say};
 use crate::validate::Validated;
 
 /// Pause before a process that died is started again; each further one is twice as long.
@@ -39,6 +39,8 @@ pub struct Supervisor {
     pub wanted: Wanted,
     /// Ports that all processes share.
     pub shared: SharedPorts,
+    /// Where the managed Redis is, once it runs.
+    pub redis: Option<ManagedAt>,
     gateway: Validated,
     processes: Vec<Process>,
     started: usize,
@@ -73,6 +75,7 @@ impl Supervisor {
             secrets,
             wanted,
             shared,
+            redis: None,
             gateway,
             processes: Vec::new(),
             started: 0,
@@ -90,6 +93,11 @@ impl Supervisor {
     /// Processes that are not told to leave.
     pub fn serving(&self) -> impl Iterator<Item = &Process> {
         self.processes.iter().filter(|process| process.leaving.is_none())
+    }
+
+    /// Whether some processes are told to leave and have not gone yet.
+    pub fn some_leave(&self) -> bool {
+        self.processes.iter().any(|process| process.leaving.is_some())
     }
 
     /// Whether no process is left.
@@ -119,7 +127,7 @@ impl Supervisor {
         let old = std::mem::replace(&mut self.gateway, new);
         let applied = if !cold.is_empty() {
             say(&format!("replacing the processes: {} cannot change while they run", cold.join(", ")));
-            self.roll().await
+            self.roll(old.uses_redis() && self.gateway.uses_redis()).await
         } else if changed {
             self.reload().await
         } else {
@@ -129,7 +137,7 @@ impl Supervisor {
             self.gateway = old;
             return Err(error);
         }
-        self.trim();
+        self.trim().await;
         self.fill().await
     }
 
@@ -160,31 +168,55 @@ impl Supervisor {
         Err(error)
     }
 
-    /// Replaces each process: the new one takes clients before the old one is told to leave.
-    async fn roll(&mut self) -> anyhow::Result<()> {
+    /// Replaces the processes one by one: the new one takes clients before the old one is told to leave, and the old one has
+    /// gone before the next one's turn comes. `kept`: whether sessions outlive them.
+    async fn roll(&mut self, kept: bool) -> anyhow::Result<()> {
         let old: Vec<_> = self.serving().map(|process| process.name.clone()).collect();
         self.revision += 1;
+        let mut before: Option<String> = None;
         for name in old {
+            if let Some(before) = before.take() {
+                self.gone(&before).await;
+            }
+            if !self.serving().any(|process| process.name == name) {
+                continue;
+            }
             let replacement = self.start().await?;
+            let fate = if kept { "" } else { ", and its sessions end with it" };
             let Some(process) = self.processes.iter_mut().find(|process| process.name == name) else { continue };
             let most = process.drain.as_secs();
-            say(&format!("{replacement} takes clients; {name} drains, {most} s at most, and its sessions end with it"));
+            say(&format!("{replacement} takes clients; {name} drains, {most} s at most{fate}"));
             process.leave();
+            before = Some(name);
         }
         Ok(())
     }
 
-    /// Tells those to leave that are more than asked for, the newest first.
-    fn trim(&mut self) {
+    /// Tells those to leave that are more than asked for, the newest first and one by one.
+    async fn trim(&mut self) {
         let want = self.gateway.replicas();
-        let mut serving = self.serving().count();
-        for process in self.processes.iter_mut().rev().filter(|process| process.leaving.is_none()) {
-            if serving <= want {
+        let mut before: Option<String> = None;
+        loop {
+            if let Some(before) = before.take() {
+                self.gone(&before).await;
+            }
+            if self.serving().count() <= want {
                 return;
             }
+            let newest = self.processes.iter_mut().rev().find(|process| process.leaving.is_none());
+            let Some(process) = newest else { return };
             say(&format!("{} drains: {want} replicas are asked for", process.name));
             process.leave();
-            serving -= 1;
+            before = Some(process.name.clone());
+        }
+    }
+
+    /// Waits until a process that was told to leave has gone, and looks after the others meanwhile.
+    async fn gone(&mut self, name: &str) {
+        let mut ticks = interval(TEND_INTERVAL);
+        while self.processes.iter().any(|process| process.name == name) {
+            ticks.tick().await;
+            self.tend().await;
         }
     }
 
@@ -200,7 +232,8 @@ impl Supervisor {
         let admin = SocketAddr::new(reachable(self.wanted.bind), port);
         let drain = rendered.settings.drain.timeout;
         let mut process = Process::start(&self.program, name.clone(), config, admin, drain)?;
-        say(&format!("started {name}"));
+        let id = process.id().unwrap_or_default();
+        say(&format!("started {name}: process {id}, admin http://{admin}/status"));
         // Where this is dropped meanwhile, the process is killed: nobody was told of it.
         process.ready(&rendered.settings.hash).await?;
         self.processes.push(process);
@@ -260,7 +293,10 @@ impl Supervisor {
                 }
                 None => {
                     let pause = self.died().as_secs_f64();
-                    let lost = "sessions in its memory are lost";
+                    let lost = match self.gateway.uses_redis() {
+                        true => "others take its sessions over",
+                        false => "sessions in its memory are lost",
+                    };
                     let name = &process.name;
                     say(&format!("{name} died ({}); {lost}; starting another in {pause:.1} s", describe(status)));
                 }
@@ -301,7 +337,7 @@ impl Supervisor {
             // Also with one replica: its successor takes clients before it leaves.
             reuse_port: true,
             secrets: self.secrets.clone(),
-            managed_redis: None,
+            managed_redis: self.redis.clone(),
             revision: Some(self.revision.to_string()),
         };
         Ok(render(gateway, &place)?)

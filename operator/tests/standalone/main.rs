@@ -1,6 +1,8 @@
 //! A gateway on this machine, with real processes: started, edited, killed and stopped.
 
 mod faults;
+mod redis;
+mod replicas;
 mod runner;
 
 use std::net::TcpListener;

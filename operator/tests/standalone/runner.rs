@@ -108,6 +108,18 @@ impl Runner {
         url.split_once('/').expect("a path").0.to_owned()
     }
 
+    /// `host:port` of the admin ports of the processes that ran when it was ready.
+    pub fn admins(&self) -> Vec<String> {
+        let text = self.text();
+        let lines = text.lines().filter_map(|line| line.strip_prefix("  admin      http://"));
+        lines.map(|line| line.split_once('/').expect("a path").0.to_owned()).collect()
+    }
+
+    /// How many lines contain a text.
+    pub fn count(&self, part: &str) -> usize {
+        self.text().lines().filter(|line| line.contains(part)).count()
+    }
+
     /// Edits the manifest.
     pub fn edit(&self, from: &str, to: &str) {
         let text = std::fs::read_to_string(&self.manifest).expect("the manifest");
@@ -125,7 +137,7 @@ impl Runner {
         Pid::from_raw(i32::try_from(self.child.id()).expect("an id"))
     }
 
-    /// The ids of its data-plane processes.
+    /// The ids of its processes.
     pub fn children(&self) -> Vec<Pid> {
         let pid = self.child.id();
         let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -142,6 +154,23 @@ impl Runner {
             assert!(Instant::now() < deadline, "it does not end:\n{}", self.text());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// The name of a process' program.
+pub fn program(pid: Pid) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+/// Waits for something with no line to wait for.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what} did not come to pass");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
