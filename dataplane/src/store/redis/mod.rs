@@ -1,5 +1,10 @@
 //! Sessions in Redis.
 
+#[allow(dead_code, unused_imports, reason = "what uses it comes next")]
+mod codec;
+#[allow(dead_code, reason = "what uses it comes next")]
+mod scripts;
+
 use std::sync::Arc;
 
 use chatgateway_config::RedisSettings;
