@@ -349,3 +349,68 @@ pub const GRPC_SMALL_MESSAGE_BYTES: usize = 16 * 1024;
 /// How long a gRPC connection takes new calls, give or take a tenth: long enough that reconnecting costs nothing, short
 /// enough that new pods get their share within the hour.
 pub const GRPC_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
+
+// Sessions in Redis.
+
+/// How long one step of a connection to Redis may take: name, TCP, TLS, greeting.
+pub const REDIS_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// First pause before Redis is connected to again. Each further one is twice as long, and random.
+pub const REDIS_RECONNECT_MIN: Duration = Duration::from_millis(50);
+
+/// Longest such pause: well below a lease, so that an owner is back before it has lost its own.
+pub const REDIS_RECONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// How long a connection must have lasted for the pauses to begin small again: what comes up and fails at once is a storm.
+pub const REDIS_CONNECTION_STABLE: Duration = Duration::from_secs(2);
+
+/// Commands that wait for one server. A second of what one Redis can do at best; past it something stands still.
+pub const REDIS_QUEUE_COMMANDS: usize = 100_000;
+
+/// Bytes of those commands.
+pub const REDIS_QUEUE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Commands of one pipeline: what a server does in about a millisecond, so that replies come soon.
+pub const REDIS_PIPELINE_COMMANDS: usize = 1_000;
+
+/// Bytes of one pipeline, above which no further command joins it.
+pub const REDIS_PIPELINE_BYTES: usize = 1024 * 1024;
+
+/// Pipelines under way at once. More would only be smaller ones: what waits meanwhile becomes one write.
+pub const REDIS_PIPELINES_MAX: usize = 4;
+
+/// How long a connection is silent before it is asked whether it lives.
+pub const REDIS_PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// When TCP begins to probe a silent connection to Redis.
+pub const REDIS_TCP_KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Largest credential or certificate file: chains of public authorities have some 200 KiB.
+pub const REDIS_FILE_MAX_BYTES: u64 = 1024 * 1024;
+
+/// The least time between two looks at a cluster's slots.
+pub const REDIS_SLOTS_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often a cluster's slots are looked at without a reason.
+pub const REDIS_SLOTS_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Primaries of a cluster: what Redis itself recommends at most.
+pub const REDIS_NODES_MAX: usize = 1_000;
+
+/// Channels that are subscribed to in one write.
+pub const REDIS_SUBSCRIBE_BATCH: usize = 1_000;
+
+/// How long a channel that a server would not serve waits before it is asked for again.
+pub const REDIS_SUBSCRIBE_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a pod's index of its sessions outlives its last heartbeat: as long as unfinished sessions do at least.
+pub const POD_INDEX_TTL: Duration = UNFINISHED_TTL;
+
+/// Members of the index in one command.
+pub const POD_INDEX_BATCH: usize = 500;
+
+/// After how many heartbeats a pod's index is written again in whole, in case that the server has lost it.
+pub const POD_INDEX_REPEAT_BEATS: u64 = 10;
+
+/// Pods that one heartbeat tells of, the longest silent first.
+pub const PODS_MAX: usize = 1_000;

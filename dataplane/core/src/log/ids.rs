@@ -153,6 +153,18 @@ impl SessionKey {
         Self(format!("{}/{}/{}", part(tenant), part(principal), part(id.as_str())).into())
     }
 
+    /// The key whose text this is, as stored: three parts, none of them empty but the first two, nothing that would have been
+    /// encoded. `None` for anything else.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let mut parts = text.split('/');
+        let (_tenant, _principal, id) = (parts.next()?, parts.next()?, parts.next()?);
+        // Each character of a name becomes three of the text at most, and `%` stands only where it encodes.
+        let plain = !text.bytes().any(|b| b.is_ascii_control() || !b.is_ascii() || matches!(b, b'{' | b'}' | b' '));
+        let whole = !id.is_empty() && id.len() <= 3 * SESSION_ID_MAX_BYTES && parts.next().is_none();
+        (plain && whole).then(|| Self(text.into()))
+    }
+
     /// The key's text, which stands inside the hash tag.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -212,5 +224,17 @@ mod tests {
         assert_ne!(key("a/b", "c"), key("a", "b/c"));
         assert_ne!(key("a%2Fb", "c"), key("a/b", "c"));
         assert!(!key("a}", "{b").as_str().contains(['{', '}']));
+    }
+
+    #[test]
+    fn keys_come_back_from_their_text() {
+        for (principal, id) in [("p", "s"), ("", "Grüße / {sess} 100 %"), ("a/b", &"ü".repeat(128))] {
+            let key = SessionKey::new("t", principal, &SessionId::parse(id).unwrap());
+            assert_eq!(SessionKey::from_text(key.as_str()), Some(key));
+        }
+        let long = format!("t/p/{}", "x".repeat(3 * 256 + 1));
+        for wrong in ["", "t", "t/p", "t/p/", "t/p/s/x", "t/p/s x", "t/p/{s", "t/p/s}", "t/p/s\n", "t/p/ü", &long] {
+            assert_eq!(SessionKey::from_text(wrong), None, "{wrong:?}");
+        }
     }
 }

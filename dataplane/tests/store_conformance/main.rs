@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod redis;
+#[path = "../redis_store/settings.rs"]
+mod settings;
+
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chatgateway_core::log::*;
