@@ -1,7 +1,9 @@
 //! What the cross-component tests and the benchmarks share: a model-server simulator, small clients of every transport,
-//! and a data-plane process that a test starts and stops.
+//! a data-plane process that a test starts and stops, a network that breaks, and a checker of what clients were told.
 
 pub mod client;
 pub mod clock;
+pub mod history;
 pub mod process;
+pub mod proxy;
 pub mod simulator;
