@@ -36,6 +36,11 @@ page-test: ## Test the chat page in a real headless Chromium
 peers: ## Test with clients nobody here wrote: Autobahn, h2spec, OpenAI SDKs, grpcurl, curl
 	tests/peers/run.sh
 
+.PHONY: chaos
+chaos: ## Break pods, Redis and the network under hundreds of clients, and check what they were told (ARGS="--seconds 60 --seed N --clients 200")
+	$(CARGO) build -p chatgateway-dataplane -p chatgateway-tests --bin chatgateway-dataplane --bin chaos
+	target/debug/chaos $(ARGS)
+
 .PHONY: bench
 bench: ## Measure speed and memory against baselines in the same run (ARGS="--quick", ARGS="--case NAME")
 	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests

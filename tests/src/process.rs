@@ -2,7 +2,8 @@
 
 use std::{
     collections::VecDeque,
-    io::{BufRead as _, BufReader},
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -111,8 +112,13 @@ impl Output {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self, source: impl std::io::Read) {
+    /// Reads to the end; every line also goes into `file`.
+    fn read(&self, source: impl std::io::Read, mut file: Option<File>) {
         for line in BufReader::new(source).lines().map_while(Result::ok) {
+            if let Some(file) = &mut file {
+                // A full disk shows elsewhere.
+                drop(writeln!(file, "{line}"));
+            }
             let mut state = self.lock();
             if state.lines.len() == LINES_KEPT {
                 state.lines.pop_front();
@@ -151,7 +157,12 @@ pub struct Process {
 
 impl Process {
     /// Starts a program; its standard output and error are kept.
-    pub fn start(mut command: Command) -> anyhow::Result<Self> {
+    pub fn start(command: Command) -> anyhow::Result<Self> {
+        Self::start_logged(command, None)
+    }
+
+    /// The same; all it writes is also added to this file.
+    pub fn start_logged(mut command: Command, log: Option<&Path>) -> anyhow::Result<Self> {
         let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
@@ -160,7 +171,11 @@ impl Process {
             [child.stdout.take().map(|out| Box::new(out) as _), child.stderr.take().map(|out| Box::new(out) as _)];
         for source in sources.into_iter().flatten() {
             let output = output.clone();
-            std::thread::Builder::new().name("output".to_owned()).spawn(move || output.read(source))?;
+            let file = match log {
+                Some(path) => Some(File::options().create(true).append(true).open(path)?),
+                None => None,
+            };
+            std::thread::Builder::new().name("output".to_owned()).spawn(move || output.read(source, file))?;
         }
         Ok(Self { child, name, output })
     }
@@ -186,6 +201,23 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.pid())?);
         kill(pid, signal).with_context(|| format!("{signal} to {} ({pid})", self.name))
+    }
+
+    /// Ends it without a farewell.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill().with_context(|| format!("kill {}", self.name))?;
+        self.child.wait().with_context(|| format!("the end of {}", self.name))?;
+        Ok(())
+    }
+
+    /// Stops it in the middle of whatever it does: its connections stay, and it does nothing until [`Self::thaw`].
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGCONT)
     }
 
     /// Waits for its exit.
@@ -235,13 +267,22 @@ impl GatewayProcess {
 
     /// The same, on one core.
     pub async fn start_on(core: Option<usize>, config: &Value) -> anyhow::Result<Self> {
+        Self::start_with(core, config, None).await
+    }
+
+    /// The same; all it writes is also added to this file.
+    pub async fn start_logged(config: &Value, log: &Path) -> anyhow::Result<Self> {
+        Self::start_with(None, config, Some(log)).await
+    }
+
+    async fn start_with(core: Option<usize>, config: &Value, log: Option<&Path>) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let file = directory.path().join("config.yaml");
         // JSON is YAML.
         std::fs::write(&file, filled_in(config).to_string())?;
         let mut command = Command::new(dataplane_program()?);
         command.arg("run").arg("--config").arg(&file);
-        let process = on_core(core, || Process::start(command))?;
+        let process = on_core(core, || Process::start_logged(command, log))?;
         let [http, grpc, admin] = process.wait_for_line("where it listens", ready_line)?;
         let gateway = Self { process, http, grpc, admin, directory };
         gateway.wait_ready().await?;

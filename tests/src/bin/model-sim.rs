@@ -66,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         max_queued: arguments.max_queued,
         models: arguments.model,
         strict_models: arguments.strict_models,
+        ..Settings::default()
     })?;
     println!("model-sim listening on {}", simulator.url());
     simulator.join();

@@ -80,10 +80,11 @@ fn check_text(
         findings.add(Check::Foreign, Some(turn), ids, &[place], what);
     }
     let common = whole.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
+    // Texts of these prompts are plain ASCII; what is not is shown as far as it is.
     let around = |text: &str| {
-        let from = text.floor_char_boundary(common.saturating_sub(12));
-        let to = text.floor_char_boundary(common.saturating_add(24));
-        text.get(from..to).unwrap_or_default().to_owned()
+        let bytes = text.as_bytes();
+        let range = common.saturating_sub(12).min(bytes.len())..common.saturating_add(24).min(bytes.len());
+        String::from_utf8_lossy(&bytes[range]).into_owned()
     };
     let what = format!(
         "{} of {} bytes; from byte {common} on it should go on {:?} and goes on {:?}",

@@ -204,7 +204,9 @@ async fn connection(mut client: TcpStream, mut rules: watch::Receiver<Rules>, _o
     };
     if !whole {
         reset(client);
-        target.map(reset);
+        if let Some(target) = target {
+            reset(target);
+        }
     }
 }
 

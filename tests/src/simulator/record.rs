@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Calls remembered one by one; older ones are only counted.
+/// Calls remembered one by one, unless the settings say otherwise; older ones are only counted.
 pub const CALLS_REMEMBERED: usize = 1_000;
 
 /// Largest request body remembered with its call.
@@ -41,6 +41,8 @@ pub struct CallRecord {
     pub stream: bool,
     /// What was asked: the last user message, or each prompt.
     pub texts: Vec<String>,
+    /// The part of the answer that the call had already and that is to be continued; empty where there was none.
+    pub prefix: String,
     /// The request's `authorization` header.
     pub authorization: Option<String>,
     /// The request's body; null where it is larger than [`BODY_REMEMBERED_BYTES`].
@@ -85,12 +87,18 @@ impl Calls {
 }
 
 /// The simulator's memory of its calls.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Recorder {
     calls: Arc<Mutex<Calls>>,
+    remembered: usize,
 }
 
 impl Recorder {
+    /// A memory of so many calls.
+    pub fn new(remembered: usize) -> Self {
+        Self { calls: Arc::default(), remembered: remembered.max(1) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,7 +137,7 @@ impl Recorder {
         calls.count += 1;
         calls.in_flight += 1;
         calls.max_in_flight = calls.max_in_flight.max(calls.in_flight);
-        if calls.calls.len() == CALLS_REMEMBERED {
+        if calls.calls.len() >= self.remembered {
             calls.calls.pop_front();
         }
         let number = record.number;

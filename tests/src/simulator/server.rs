@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     answer::Answer,
     behaviour::{Behaviour, Fault},
-    record::{BODY_REMEMBERED_BYTES, CallRecord, Calls, Outcome, Recorder},
+    record::{BODY_REMEMBERED_BYTES, CALLS_REMEMBERED, CallRecord, Calls, Outcome, Recorder},
     request::{Ask, Protocol},
     workers::Workers,
 };
@@ -54,6 +54,8 @@ pub struct Settings {
     pub models: Vec<String>,
     /// Whether a model that is not listed is refused with 404.
     pub strict_models: bool,
+    /// Calls remembered one by one; older ones are only counted.
+    pub calls_remembered: usize,
 }
 
 impl Default for Settings {
@@ -65,6 +67,7 @@ impl Default for Settings {
             max_queued: 1_000,
             models: vec!["sim-model".to_owned()],
             strict_models: false,
+            calls_remembered: CALLS_REMEMBERED,
         }
     }
 }
@@ -134,7 +137,7 @@ impl Simulator {
         let address = listener.local_addr()?;
         let state = Arc::new(State {
             workers: Workers::new(settings.workers, settings.max_queued),
-            recorder: Recorder::default(),
+            recorder: Recorder::new(settings.calls_remembered),
             plan: Mutex::new(Plan { behaviour: settings.behaviour.clone(), next: VecDeque::new() }),
             settings,
         });
@@ -354,6 +357,7 @@ fn record(ask: &Ask, protocol: Protocol, authorization: Option<&str>, body_bytes
         model: ask.model.clone(),
         stream: ask.stream,
         texts: ask.prompts.clone(),
+        prefix: ask.prefix.clone(),
         authorization: authorization.map(str::to_owned),
         body: if body_bytes <= BODY_REMEMBERED_BYTES { ask.body.clone() } else { Value::Null },
         tokens: 0,

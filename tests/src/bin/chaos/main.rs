@@ -1,0 +1,257 @@
+//! Pods, a store, a model server and hundreds of clients, while everything that can break breaks: then the checker says
+//! whether a turn or a token was lost or told twice.
+//!
+//! The seed decides the faults and their times, and of each client its transport, its turns and its choices. What the
+//! clock decides is not repeated by it: which request meets which fault, and with that how often a client tries again.
+
+mod client;
+mod finish;
+mod ground;
+mod plan;
+mod schedule;
+mod wire;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use chatgateway_tests::history::{Expected, History, Report, Stamped, Violation, check};
+use clap::{Parser, ValueEnum};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use self::{
+    client::{Client, Identity, World},
+    ground::{Ground, Layout},
+    schedule::{Planned, schedule},
+    wire::Transport,
+};
+
+/// How long clients wait for their last turns after the faults.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Clients begin within this time.
+const BEGIN_SPREAD: Duration = Duration::from_secs(2);
+
+/// Violations that are explained; all are counted.
+const EXPLAINED_MAX: usize = 12;
+
+/// Where sessions are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Store {
+    /// In a Redis that all pods share.
+    Redis,
+    /// In the pod itself: for one pod.
+    Memory,
+}
+
+/// Pods, a store and clients while everything breaks; then a check of what the clients were told.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Arguments {
+    /// Seconds of faults
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Decides the faults and what clients do; random if not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Clients
+    #[arg(long, default_value_t = 200)]
+    clients: u32,
+    /// Pods
+    #[arg(long, default_value_t = 3)]
+    pods: usize,
+    /// Where sessions are kept
+    #[arg(long, value_enum, default_value_t = Store::Redis)]
+    store: Store,
+    /// Whether the model continues partial answers; by the seed if not given
+    #[arg(long)]
+    prefill: Option<bool>,
+    /// Clients of this transport only: websocket, grpc, sse, poll, post-sse or open-ai
+    #[arg(long, value_parser = transport)]
+    transport: Option<Transport>,
+    /// The pods' log level
+    #[arg(long, default_value = "info")]
+    log_level: String,
+    /// Where logs go; a directory that goes with a good end if not given
+    #[arg(long)]
+    logs: Option<PathBuf>,
+}
+
+fn transport(name: &str) -> Result<Transport, String> {
+    let plain = |text: &str| text.to_lowercase().replace('-', "");
+    let known = Transport::ALL.into_iter().find(|known| plain(&format!("{known:?}")) == plain(name));
+    known.ok_or_else(|| format!("no such transport: {name}"))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let done = runtime.context("a runtime").and_then(|runtime| runtime.block_on(run(&arguments)));
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("chaos: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    anyhow::ensure!(arguments.pods > 0 && arguments.clients > 0, "there must be pods and clients");
+    anyhow::ensure!(arguments.store == Store::Redis || arguments.pods == 1, "pods with Memory stores share nothing");
+    let seed = arguments.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
+    let (directory, temporary) = directory(arguments)?;
+    let redis = arguments.store == Store::Redis;
+    let prefill = arguments.prefill.unwrap_or(seed.is_multiple_of(2));
+    println!("seed {seed}, prefill {prefill}, {arguments:?}\nlogs in {}", directory.display());
+    let layout = Layout {
+        pods: arguments.pods,
+        redis,
+        prefill,
+        log_level: arguments.log_level.clone(),
+        directory: directory.clone(),
+    };
+    let ground = Arc::new(Ground::lay(layout).await?);
+    let history = History::default();
+    let faults = schedule(seed, Duration::from_secs(arguments.seconds), arguments.pods, redis);
+
+    let began = Instant::now();
+    let stop = began + Duration::from_secs(arguments.seconds);
+    let world = World {
+        pods: ground.pods(),
+        history: history.clone(),
+        views: Arc::new(AtomicU32::new(1)),
+        stop,
+        give_up: stop + PATIENCE,
+    };
+    let mut clients = begin_clients(arguments, seed, &world);
+    break_things(&ground, &faults, began).await;
+    sleep_until(stop).await;
+    if let Err(error) = ground.heal().await {
+        ground.problem(format!("{error:#}"));
+    }
+    println!("{:7.2} s  all is healed; waiting for the last answers", began.elapsed().as_secs_f64());
+    while let Some(ended) = clients.join_next().await {
+        ended.context("a client")?;
+    }
+    finish::read_everything(&ground, &history).await;
+    println!("{:7.2} s  everything is read", began.elapsed().as_secs_f64());
+
+    let records = history.take();
+    let report = check(&records, &Expected::default());
+    let mut problems = ground.problems();
+    problems.extend(ground::alarms(&directory)?);
+    let good = tell(&report, &records, &problems, faults.len(), &directory)?;
+    match (good, temporary) {
+        (true, Some(temporary)) => temporary.close()?,
+        (false, Some(temporary)) => drop(temporary.keep()),
+        (_, None) => {}
+    }
+    println!("{} seed {seed}", if good { "GOOD:" } else { "BAD:" });
+    Ok(good)
+}
+
+fn directory(arguments: &Arguments) -> anyhow::Result<(PathBuf, Option<tempfile::TempDir>)> {
+    match &arguments.logs {
+        Some(directory) => {
+            std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+            Ok((directory.clone(), None))
+        }
+        None => {
+            let temporary = tempfile::Builder::new().prefix("chaos-").tempdir()?;
+            Ok((temporary.path().to_owned(), Some(temporary)))
+        }
+    }
+}
+
+fn begin_clients(arguments: &Arguments, seed: u64, world: &World) -> JoinSet<()> {
+    let mut dice = StdRng::seed_from_u64(seed ^ 0x5e55_1015);
+    let mut clients = JoinSet::new();
+    let mut session = 0;
+    let mut device = 0;
+    for id in 0..arguments.clients {
+        // Some sessions have two devices.
+        if id > 0 && device == 0 && dice.random_bool(0.25) {
+            device = 1;
+        } else {
+            session += 1;
+            device = 0;
+        }
+        let any = Transport::ALL[dice.random_range(0..Transport::ALL.len())];
+        let who = Identity {
+            id,
+            transport: arguments.transport.unwrap_or(any),
+            session: format!("s{session}").into(),
+            device,
+            rng: StdRng::seed_from_u64(dice.random()),
+        };
+        let wait = BEGIN_SPREAD.mul_f64(dice.random());
+        let client = Client::new(who, world.clone());
+        clients.spawn(async move {
+            tokio::time::sleep(wait).await;
+            client.run().await;
+        });
+    }
+    clients
+}
+
+/// Carries out the schedule, and waits until each fault has ended.
+async fn break_things(ground: &Arc<Ground>, faults: &[Planned], began: Instant) {
+    let mut going_on = JoinSet::new();
+    for planned in faults {
+        sleep_until(began + planned.at).await;
+        println!("{planned}");
+        let (ground, planned) = (ground.clone(), *planned);
+        going_on.spawn(async move { ground.inflict(planned.slot, planned.fault).await });
+    }
+    while going_on.join_next().await.is_some() {}
+}
+
+/// Prints what was found; true where nothing is wrong.
+fn tell(
+    report: &Report,
+    records: &[Stamped],
+    problems: &[String],
+    faults: usize,
+    directory: &Path,
+) -> anyhow::Result<bool> {
+    println!("\n{faults} faults\n{}", report.figures);
+    for problem in problems {
+        println!("\nPROBLEM: {problem}");
+    }
+    if report.violations.is_empty() {
+        return Ok(problems.is_empty());
+    }
+    let counts: Vec<String> = report.by_check().iter().map(|(check, count)| format!("{check:?} {count}")).collect();
+    println!("\n{} VIOLATIONS: {}", report.violations.len(), counts.join(", "));
+    for violation in report.violations.iter().take(EXPLAINED_MAX) {
+        println!("\n{}", violation.explain(records));
+    }
+    write_sessions(&report.violations, records, directory)?;
+    println!("\npods' logs, all violations and the records of their sessions: {}", directory.display());
+    Ok(false)
+}
+
+/// Everything about the sessions that have violations, a file each.
+fn write_sessions(violations: &[Violation], records: &[Stamped], directory: &Path) -> anyhow::Result<()> {
+    let all: String = violations.iter().map(|violation| format!("{}\n\n", violation.explain(records))).collect();
+    std::fs::write(directory.join("violations.txt"), all)?;
+    let mut sessions: Vec<&Arc<str>> = violations.iter().map(|violation| &violation.session).collect();
+    sessions.sort_unstable();
+    sessions.dedup();
+    for session in sessions {
+        let of_session = records.iter().enumerate().filter(|(_, stamped)| stamped.record.session() == Some(session));
+        let text: String = of_session.map(|(place, stamped)| format!("#{place} {stamped}\n")).collect();
+        std::fs::write(directory.join(format!("session-{session}.txt")), text)?;
+    }
+    Ok(())
+}
