@@ -136,7 +136,7 @@ impl Gateway {
         let upstreams = Upstreams::new(&settings)?;
         Ok(Arc::new(Self {
             pod,
-            metrics: Metrics::new(),
+            metrics: Metrics::new(store.clone()),
             hub: Arc::new(Hub::new(store.clone())),
             departure: Departure::default(),
             others: Others::default(),

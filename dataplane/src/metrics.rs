@@ -7,10 +7,18 @@ use std::sync::{
 
 use chatgateway_core::error::{CloseCode, ErrorCode};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, text::encode},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
     registry::{Registry, Unit},
 };
+
+use crate::store::Store;
 
 /// How clients are connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -66,10 +74,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Counters at zero.
+    /// Counters at zero, and what the store counts by itself.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(store: Arc<dyn Store>) -> Self {
         let mut registry = Registry::with_prefix("chatgateway");
+        registry.register_collector(Box::new(OfStore(store)));
         let connections = Family::<TransportLabel, Gauge>::default();
         let turns_accepted = Counter::default();
         let turns_ended = Family::<EndLabel, Counter>::default();
@@ -148,9 +157,26 @@ impl Metrics {
     }
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
+/// What the store says of itself, asked when the metrics are.
+struct OfStore(Arc<dyn Store>);
+
+impl std::fmt::Debug for OfStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OfStore").field(&self.0.name()).finish()
+    }
+}
+
+impl Collector for OfStore {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let reachable = ConstGauge::new(i64::from(self.0.trouble().is_none()));
+        let help = "Whether the session store can be used, 0 or 1";
+        reachable.encode(encoder.encode_descriptor("store_reachable", help, None, reachable.metric_type())?)?;
+        for count in self.0.counts() {
+            let counter = ConstCounter::new(count.value);
+            let name = format!("store_{}", count.name);
+            counter.encode(encoder.encode_descriptor(&name, count.help, None, counter.metric_type())?)?;
+        }
+        Ok(())
     }
 }
 

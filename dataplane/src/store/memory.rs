@@ -18,7 +18,7 @@ use chatgateway_core::{
 };
 use parking_lot::Mutex;
 
-use super::{Answer, Call, Peers, Store};
+use super::{Answer, Call, Count, Peers, Store};
 use crate::{clock::Clock, shard::shard_of};
 
 /// Sessions for which an empty shard keeps room.
@@ -115,6 +115,10 @@ impl Store for MemoryStore {
 
     fn trouble(&self) -> Option<String> {
         None
+    }
+
+    fn counts(&self) -> Vec<Count> {
+        Vec::new()
     }
 
     fn peers(&self) -> Option<&dyn Peers> {

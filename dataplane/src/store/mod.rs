@@ -80,9 +80,23 @@ pub trait Store: Send + Sync + 'static {
     /// Why it cannot be used now, as far as is known.
     fn trouble(&self) -> Option<String>;
 
+    /// What it counted since its start.
+    fn counts(&self) -> Vec<Count>;
+
     /// The other pods on this store, if there can be any: then sessions outlive this process, and another one can go on with
     /// them.
     fn peers(&self) -> Option<&dyn Peers>;
+}
+
+/// A figure that only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// Its name among the metrics, after `store_`.
+    pub name: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+    /// How many.
+    pub value: u64,
 }
 
 /// What pods on one store tell each other. All of it is hints, and may be lost: what counts is in the log.

@@ -40,6 +40,9 @@ async fn every_transport_follows_a_turn_that_runs_elsewhere() {
     }
     assert_eq!(by_sse, entries(&rest)[1..]);
     assert_eq!(pods.simulator.calls().count, 1);
+    let metrics = HttpClient::new(pods.pods[0].admin()).get("/metrics").await.unwrap().text();
+    assert!(metrics.contains("chatgateway_store_reachable 1"), "{metrics}");
+    assert!(metrics.contains("chatgateway_store_connections_total 1"), "{metrics}");
     // One connection a pod for hearing others, whatever is followed.
     let tails = pods.redis.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
     assert_eq!(tails.lines().filter(|line| line.contains("id=")).count(), 3, "{tails}");

@@ -40,7 +40,7 @@ use self::{
     tail::{Channel, write_notice},
     topology::{Shared, Topology},
 };
-use super::{Answer, Call, News, Notice, Peer, PeerEvent, Peers, Pending, Store, StoreError};
+use super::{Answer, Call, Count, News, Notice, Peer, PeerEvent, Peers, Pending, Store, StoreError};
 
 /// See the module.
 pub struct RedisStore {
@@ -212,6 +212,20 @@ impl Store for RedisStore {
 
     fn trouble(&self) -> Option<String> {
         self.topology.trouble()
+    }
+
+    fn counts(&self) -> Vec<Count> {
+        let stats = self.stats();
+        let count = |name, help, value| Count { name, help, value };
+        vec![
+            count("commands", "Commands sent to Redis", stats.commands),
+            count("pipelines", "Pipelines in which they were sent", stats.pipelines),
+            count("commands_refused", "Commands that were not sent since too many waited", stats.refused),
+            count("connection_attempts", "Attempts to connect to Redis", stats.attempts),
+            count("connections", "Connections to Redis that were made for commands", stats.connections),
+            count("tail_connections", "Connections that were made to hear other pods", stats.tail_connections),
+            count("events_late", "Events of other pods for which there was no room", stats.events_late),
+        ]
     }
 
     fn peers(&self) -> Option<&dyn Peers> {
