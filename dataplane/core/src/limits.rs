@@ -388,6 +388,10 @@ pub const REDIS_TCP_KEEPALIVE: Duration = Duration::from_secs(10);
 /// Largest credential or certificate file: chains of public authorities have some 200 KiB.
 pub const REDIS_FILE_MAX_BYTES: u64 = 1024 * 1024;
 
+/// How often a sentinel is asked whether the primary is still the same: an old one takes writes that it is to lose until it
+/// hears of its successor.
+pub const REDIS_PRIMARY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The least time between two looks at a cluster's slots.
 pub const REDIS_SLOTS_PAUSE: Duration = Duration::from_millis(200);
 

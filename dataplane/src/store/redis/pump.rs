@@ -149,14 +149,25 @@ impl Pump {
         }
     }
 
-    /// Sends and receives until the connection must be given up. Returns why.
+    /// Sends and receives until the connection is given up. Returns why.
     async fn serve(&mut self, open: Open, server: &Endpoint) -> String {
+        let mut flights = VecDeque::with_capacity(REDIS_PIPELINES_MAX);
+        let why = self.fly(&mut flights, open, server).await;
+        // The number changes first, and then those who wait hear of it.
+        self.link.give_up(&why);
+        let items = flights.into_iter().flat_map(|flight| flight.items);
+        items.for_each(|item| item.then.done(Err(StoreError::Unavailable(why.clone()))));
+        why
+    }
+
+    async fn fly(&mut self, flights: &mut VecDeque<Flight>, open: Open, server: &Endpoint) -> String {
         let Open { connection, mut driver } = open;
         let link = Arc::clone(&self.link);
-        let mut flights = VecDeque::with_capacity(REDIS_PIPELINES_MAX);
         let mut heard = Instant::now();
         let timer = tokio::time::sleep(REDIS_PING_INTERVAL);
-        tokio::pin!(timer);
+        let sentinels = matches!(self.target, Target::Sentinels).then(|| Arc::clone(&self.settings));
+        let elsewhere = sentinel::elsewhere(sentinels, server);
+        tokio::pin!(timer, elsewhere);
         loop {
             while flights.len() < REDIS_PIPELINES_MAX && !link.is_idle() {
                 let mut items = Vec::new();
@@ -165,13 +176,14 @@ impl Pump {
             }
             tokio::select! {
                 biased;
-                landed = landed(&mut flights) => {
+                landed = landed(flights) => {
                     heard = Instant::now();
                     if let Some(why) = self.land(landed, server) {
                         return why;
                     }
                 }
                 _ = &mut driver => return "the connection broke".into(),
+                now = &mut elsewhere => return format!("the sentinels name {} as the primary", address(&now)),
                 () = link.waiting() => {}
                 () = &mut timer => {
                     let now = Instant::now();
@@ -232,12 +244,18 @@ impl Pump {
             Ok(values) => values,
             Err(error) => {
                 let why = words(&error);
+                self.link.give_up(&why);
                 items.into_iter().for_each(|item| item.then.done(Err(StoreError::Unavailable(why.clone()))));
                 return Some(why);
             }
         };
+        // The number changes first, and then those who wait hear of it.
+        let give_up = values.iter().find_map(no_primary);
+        if let Some(why) = &give_up {
+            self.link.give_up(why);
+        }
         let mut values = values.into_iter();
-        let (mut at, mut again, mut give_up) = (0, Vec::new(), None);
+        let (mut at, mut again) = (0, Vec::new());
         for mut item in items {
             if item.asking {
                 values.next();
@@ -249,8 +267,8 @@ impl Pump {
                     if error.code() == "NOSCRIPT" && !item.again {
                         item.again = true;
                         again.push(item);
-                    } else if let Some(why) = self.refused(item, &error, server) {
-                        give_up = Some(why);
+                    } else {
+                        self.refused(item, &error, server);
                     }
                 }
                 Some(value) => item.then.done(Ok(value)),
@@ -268,39 +286,28 @@ impl Pump {
     }
 
     /// A command was answered with an error.
-    fn refused(&self, item: Item, error: &ServerError, server: &Endpoint) -> Option<String> {
+    fn refused(&self, item: Item, error: &ServerError, server: &Endpoint) {
         let said = server_words(error);
-        let unknown = Err(StoreError::Unavailable(said.clone()));
-        match error.code() {
-            "MOVED" => {
-                if let Some(topology) = self.topology.upgrade() {
-                    topology.moved(&said, server);
-                }
-                item.then.done(unknown);
-                None
-            }
-            "ASK" => {
-                match self.topology.upgrade() {
-                    Some(topology) => topology.asked(&said, server, item),
-                    None => item.then.done(unknown),
-                }
-                None
-            }
-            // It is not the primary, or not yet what it was.
-            "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" => {
-                item.then.done(unknown);
-                Some(said)
-            }
-            "NOSCRIPT" => {
-                item.then.done(unknown);
-                None
+        let topology = self.topology.upgrade();
+        match (error.code(), topology) {
+            ("ASK", Some(topology)) => topology.asked(&said, server, item),
+            ("MOVED", Some(topology)) => {
+                topology.moved(&said, server);
+                item.then.done(Err(StoreError::Unavailable(said)));
             }
             // Whoever asked knows what it means.
-            _ => {
-                item.then.done(Ok(Value::ServerError(error.clone())));
-                None
-            }
+            _ => item.then.done(Ok(Value::ServerError(error.clone()))),
         }
+    }
+}
+
+/// The server's words, if they say that it is not the primary, or not yet what it was.
+fn no_primary(value: &Value) -> Option<String> {
+    match value {
+        Value::ServerError(error) if matches!(error.code(), "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN") => {
+            Some(server_words(error))
+        }
+        _ => None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! Which server is the primary, as sentinels have it.
 
+use std::sync::Arc;
+
 use chatgateway_config::{Endpoint, RedisSettings};
-use chatgateway_core::limits::STORE_CALL_TIMEOUT;
+use chatgateway_core::limits::{REDIS_PRIMARY_LOOK_INTERVAL, STORE_CALL_TIMEOUT};
 use redis::Value;
 use tokio::time::timeout;
 
@@ -20,6 +22,25 @@ pub(super) async fn primary(settings: &RedisSettings, attempt: usize) -> Result<
         }
     }
     Err(format!("no sentinel names the primary {name:?}: {why}"))
+}
+
+/// Waits until the sentinels name another primary than `server`, and it is one. For some seconds after a failover the old
+/// one would still take what it is to lose.
+pub(super) async fn elsewhere(settings: Option<Arc<RedisSettings>>, server: &Endpoint) -> Endpoint {
+    let Some(settings) = settings else { return std::future::pending().await };
+    let mut sentinels = settings.endpoints.iter().cycle();
+    let name = settings.primary_name.as_deref().unwrap_or_default();
+    loop {
+        tokio::time::sleep(REDIS_PRIMARY_LOOK_INTERVAL).await;
+        let Some(sentinel) = sentinels.next() else { return std::future::pending().await };
+        // A sentinel that has not heard of a failover yet names a server that is no primary any more.
+        if let Ok(primary) = ask(&settings, sentinel, name).await
+            && primary != *server
+            && connect::open(&settings, &primary, Wanted::Primary, None).await.is_ok()
+        {
+            return primary;
+        }
+    }
 }
 
 async fn ask(settings: &RedisSettings, sentinel: &Endpoint, name: &str) -> Result<Endpoint, String> {

@@ -176,6 +176,8 @@ impl Tail {
                 let Some(record) = state.records.get(name).filter(|record| record.wanted) else { return };
                 // Told under the lock, so that it stays in order with `Following` and `Suspect`.
                 match &record.channel.session {
+                    // An empty message only counts who follows.
+                    Some(_) if message.is_empty() => {}
                     Some(session) => {
                         let news = codec::decode_news(message).unwrap_or(News::Reread);
                         self.events.tell(PeerEvent::News(session.clone(), news));
