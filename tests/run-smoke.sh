@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make run` as its user has it: the page, a chat over SSE, WebSocket and the OpenAI API, an edit that is reloaded, Ctrl-C.
-# Then the same with examples/openai.yaml in front of an OpenAI-compatible server process.
+# Then the same with examples/openai.yaml in front of an OpenAI-compatible server process, and with examples/redis.yaml, where the
+# process that writes an answer is killed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,7 +36,7 @@ start() {
     pids+=("$pid")
     eventually 1800 "the gateway of $1" grep -q 'Ctrl-C drains' "$work/$1.log"
     http=$(sed -n 's/^ *page *\(http:.*\)\/$/\1/p' "$work/$1.log")
-    admin=$(sed -n 's/^ *admin *\(http:[^ ]*\)\/status.*/\1/p' "$work/$1.log")
+    admin=$(sed -n 's/^ *admin *\(http:[^ ]*\)\/status.*/\1/p' "$work/$1.log" | head -n 1)
 }
 
 stop() {
@@ -79,5 +80,37 @@ sed "s|http://127.0.0.1:8000/v1|http://$server/v1|; s|model: qwen3-8b|model: $mo
 start openai "$work/openai.yaml"
 chat .
 stop
+
+# ask: one turn, repeated under its id until its answer is there.
+ask() {
+    until curl -fsS "$http/v1/sessions/takeover/turns" -H 'content-type: application/json' -d '{"turn": "1", "text": "Hi"}' \
+        >"$work/answer.json" 2>/dev/null; do sleep 0.1; done
+}
+
+# find_writer: sets writer to the process that writes an answer.
+find_writer() {
+    local url process
+    while read -r url process; do
+        if curl -fsS "$url" | grep -q '"leases":[1-9]'; then writer=$process && return; fi
+    done < <(sed -n 's/^ *admin *\(http:[^ ]*\) .*process \([0-9]*\))$/\1 \2/p' "$work/redis.log")
+    return 1
+}
+
+echo "examples/redis.yaml: the process that writes an answer is killed, and the answer goes on"
+tests/install-redis.sh
+sed 's/tokenDelay: 30ms/tokenDelay: 5ms/' examples/redis.yaml >"$work/redis.yaml"
+start redis "$work/redis.yaml"
+chat .
+ask &
+asking=$!
+eventually 20 "a process that writes the answer" find_writer
+kill -KILL "$writer"
+eventually 60 "the answer" test -s "$work/answer.json"
+wait "$asking"
+bytes=$(sed 's/.*"text":"\([^"]*\)".*/\1/' "$work/answer.json" | tr -d '\n' | wc -c)
+[ "$bytes" = 4000 ] || fail "an answer of $bytes bytes, not of 4000: $(cat "$work/answer.json")"
+eventually 20 "another process" grep -q 'team-4 takes clients' "$work/redis.log"
+stop
+! kill -0 "$(sed -n 's/.*redis | \([0-9]*\):.*/\1/p' "$work/redis.log" | head -n 1)" 2>/dev/null || fail "redis-server is left"
 
 echo "run-smoke: passed"

@@ -305,6 +305,8 @@ impl Runner {
                 false => "its data goes with this run, --data-dir DIR keeps it".to_owned(),
             };
             say(&format!("  redis      {}  (password in {}; {data})", at.endpoint, at.password_file.display()));
+        } else if self.data_stays {
+            say("--data-dir is not used: the gateway has no managed Redis");
         }
         say(&format!(
             "  try        curl -N http://{http}/v1/sessions/hello/turns -H 'content-type: application/json' \

@@ -4,6 +4,7 @@ mod faults;
 mod redis;
 mod replicas;
 mod runner;
+mod takeover;
 
 use std::net::TcpListener;
 

@@ -53,7 +53,7 @@ impl Redis {
 }
 
 /// The id of a runner's redis-server.
-fn server(runner: &Runner) -> Option<Pid> {
+pub fn server(runner: &Runner) -> Option<Pid> {
     runner.children().into_iter().find(|pid| program(*pid) == "redis-server")
 }
 

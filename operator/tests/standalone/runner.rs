@@ -1,5 +1,7 @@
 //! `chatgateway-operator standalone` as a test sees it: a process, its lines, its ports.
 
+#![allow(clippy::panic)]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -47,6 +49,8 @@ impl<'a> Start<'a> {
             .arg(&manifest)
             .args(["--http-port", &ports[0], "--grpc-port", &ports[1], "--admin-port", &ports[2]])
             .args(self.args)
+            // A runner that is killed leaves its folder behind.
+            .env("TMPDIR", folder.path())
             .envs(self.env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -187,26 +191,46 @@ impl Drop for Runner {
 
 /// One HTTP request on a connection of its own; status and body.
 pub fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("an option");
+    try_http(address, method, path, body).expect("an answer")
+}
+
+/// The same, none where the connection breaks.
+pub fn try_http(address: &str, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let length = body.len();
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
          content-length: {length}\r\nconnection: close\r\n\r\n{body}"
     )
-    .expect("sent");
+    .ok()?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("an answer");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    (status, body.to_owned())
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok())?;
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let whole = length.is_none_or(|length| length.parse() == Ok(body.len()));
+    whole.then(|| (status, body.to_owned()))
 }
 
 /// Sends a turn and waits for its answer; status and body.
 pub fn turn(address: &str, session: &str, turn: &str) -> (u16, String) {
+    try_turn(address, session, turn).expect("an answer")
+}
+
+fn try_turn(address: &str, session: &str, turn: &str) -> Option<(u16, String)> {
     let body = format!(r#"{{"turn": "{turn}", "text": "Hello"}}"#);
-    http(address, "POST", &format!("/v1/sessions/{session}/turns"), &body)
+    try_http(address, "POST", &format!("/v1/sessions/{session}/turns"), &body)
+}
+
+/// Sends a turn as a client does that is not put off: again, with the same id, until it has its answer.
+pub fn persistent_turn(address: &str, session: &str, turn: &str) -> serde_json::Value {
+    eventually("an answer", || match try_turn(address, session, turn)? {
+        (200, body) => Some(serde_json::from_str(&body).expect("JSON")),
+        (502..=504, _) => None,
+        (status, body) => panic!("{status}: {body}"),
+    })
 }
 
 /// What a process says of itself.
