@@ -107,7 +107,7 @@ eventually 20 "a process that writes the answer" find_writer
 kill -KILL "$writer"
 eventually 60 "the answer" test -s "$work/answer.json"
 wait "$asking"
-bytes=$(sed 's/.*"text":"\([^"]*\)".*/\1/' "$work/answer.json" | tr -d '\n' | wc -c)
+bytes=$(sed 's/.*"text":"\([^"]*\)".*/\1/; s/\\n/ /g' "$work/answer.json" | tr -d '\n' | wc -c)
 [ "$bytes" = 4000 ] || fail "an answer of $bytes bytes, not of 4000: $(cat "$work/answer.json")"
 eventually 20 "another process" grep -q 'team-4 takes clients' "$work/redis.log"
 stop

@@ -21,13 +21,13 @@ pub fn with_redis() -> String {
 }
 
 /// A managed Redis as a client sees it.
-struct Redis {
-    address: String,
-    password_file: String,
+pub struct Redis {
+    pub address: String,
+    pub password_file: String,
 }
 
 impl Redis {
-    fn of(runner: &Runner) -> Self {
+    pub fn of(runner: &Runner) -> Self {
         let line = runner.line("  redis  ");
         let (address, rest) = line.trim_start().strip_prefix("redis").expect("it").split_once("  (").expect("more");
         let password_file = rest.strip_prefix("password in ").expect("a file").split_once(';').expect("more").0;

@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::redis::{server, with_redis};
+use crate::redis::{Redis, server, with_redis};
 use crate::runner::{Runner, Start, eventually, http, persistent_turn, running, turn};
 
 /// Length of the answers that are watched: they take some seconds.
@@ -111,4 +111,21 @@ fn an_answer_survives_that_all_but_one_process_leave() {
     runner.line("test-2 has drained and gone after");
     let answer = asking.join().expect("an answer");
     is_whole(&runner, "s", &answer);
+}
+
+#[test]
+fn two_runs_over_one_redis_are_one_gateway() {
+    let manifest = with_redis().replace("replicas: 3", "replicas: 1");
+    let first = Start::new(&manifest).run();
+    let redis = Redis::of(first.ready());
+    let external = format!("external: {{endpoints: ['{}'], auth: {{secretRef: {{name: redis}}}}}}", redis.address);
+    let manifest = manifest.replace("managed: {}", &external);
+    let password = format!("redis/password={}", redis.password_file);
+    let second = Start { args: &["--secret", &password], ..Start::new(&manifest) }.run();
+    second.ready();
+    assert_eq!(server(&second), None, "it has no Redis of its own");
+    assert_eq!(turn(&first.http(), "s", "1").0, 200);
+    let (status, body) = turn(&second.http(), "s", "1");
+    let answer: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((status, &answer["duplicate"]), (200, &true.into()), "{body}");
 }
