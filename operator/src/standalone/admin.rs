@@ -31,12 +31,14 @@ pub struct Status {
     pub leases: u64,
 }
 
-/// Whether the process takes clients.
+/// Makes sure that the process takes clients.
 ///
 /// # Errors
-/// Where it does not answer.
-pub async fn ready(admin: SocketAddr) -> anyhow::Result<bool> {
-    Ok(get(admin, "/readyz").await?.0 == StatusCode::OK)
+/// Where it does not answer, or why it does not take them.
+pub async fn ready(admin: SocketAddr) -> anyhow::Result<()> {
+    let (status, body) = get(admin, "/readyz").await?;
+    anyhow::ensure!(status == StatusCode::OK, "{}", String::from_utf8_lossy(&body).trim());
+    Ok(())
 }
 
 /// How the process is.

@@ -104,11 +104,13 @@ impl Process {
                 bail!("{} ended before it was ready: {}", self.name, describe(status));
             }
             let runs_it = admin::status(self.admin).await.is_ok_and(|status| status.config_hash == hash);
-            if runs_it && admin::ready(self.admin).await.unwrap_or(false) {
+            let ready = admin::ready(self.admin).await;
+            if runs_it && ready.is_ok() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                bail!("{} was not ready within {} s", self.name, READY_TIMEOUT.as_secs());
+                let reason = ready.err().map(|error| format!(": {error:#}")).unwrap_or_default();
+                bail!("{} was not ready within {} s{reason}", self.name, READY_TIMEOUT.as_secs());
             }
             sleep(ASK_INTERVAL).await;
         }

@@ -77,7 +77,9 @@ async fn answer(mut client: TcpStream, hash: String, fault: Fault) {
     }
     let head = String::from_utf8_lossy(&head);
     let (status, body) = match head.split(' ').nth(1) {
-        Some("/readyz") if fault == Fault::NeverReady => ("503 Service Unavailable", String::new()),
+        Some("/readyz") if fault == Fault::NeverReady => {
+            ("503 Service Unavailable", "redis:6379 is not there\n".to_owned())
+        }
         Some("/readyz") => ("200 OK", "ok\n".to_owned()),
         Some("/status") if fault == Fault::KeepsOldConfig => {
             let status =

@@ -19,6 +19,13 @@ fn one_that_cannot_start_ends_the_runner_with_its_own_words() {
 }
 
 #[test]
+fn one_that_does_not_get_ready_ends_the_runner_with_the_reason() {
+    let mut runner = faulty("never-ready");
+    assert_eq!(runner.exit_code(), Some(1));
+    runner.line("error: test-1 was not ready within 20 s: redis:6379 is not there");
+}
+
+#[test]
 fn one_that_refuses_a_configuration_keeps_the_old_one() {
     let runner = faulty("keeps-old-config");
     let admin = runner.ready().admin();
