@@ -10,7 +10,7 @@ use sha1::{Digest as _, Sha1};
 pub(super) struct Script {
     /// What EVALSHA calls it by.
     pub(super) sha: String,
-    source: &'static str,
+    pub(super) source: &'static str,
 }
 
 macro_rules! scripts {

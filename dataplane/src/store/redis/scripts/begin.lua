@@ -20,7 +20,7 @@ if root[11] then
     return reply(followers(), 'conflict')
   elseif state == 'deleted' then
     return reply(followers(), 'gone')
-  elseif state == 'running' and owner == pod and root[3] == nonce then
+  elseif state == 'running' and run == turn and owner == pod and root[3] == nonce then
     -- The first copy of this very request: only its reply was lost.
     call('HSET', SES, 'lease', lease_until(lease_us))
     expire(busy_ms)

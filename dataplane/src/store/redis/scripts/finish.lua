@@ -2,7 +2,7 @@
 local pod, epoch, follows, len, turn, fits, state = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
 local id, next_id, answer, meta, keep = ARGV[8], ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
 local lease_us, idle_ms, busy_ms, records_max = ARGV[13], ARGV[14], ARGV[15], tonumber(ARGV[16])
-local root = call('HMGET', SES, 'epoch', 'owner', 'run', 'q', 'eh', 'et', 'kh', 'kt', 't:' .. turn)
+local root = call('HMGET', SES, 'epoch', 'owner', 'run', 'q', 'eh', 'et', 'kh', 'kt', 't:' .. turn, 'b:' .. turn)
 local last = log_end()
 local mine = root[1] == epoch and root[2] == pod
 local run = root[3] or ''
@@ -25,7 +25,7 @@ if fits ~= '1' or not mine or run ~= turn or not was or last ~= follows or call(
 end
 
 -- Everything is read and put together before the first write: an error would not undo it.
-local text = call('HGET', SES, 'b:' .. turn)
+local text = root[10]
 local entry = { unpack(ARGV, 17) }
 local fields = { 't:' .. turn, format('%s %s %s %s %s %s %s %s', state, seq, hash, start, from, id, tries, cancel), 'base', id }
 local gone = { 'b:' .. turn, 'x:' .. turn }
@@ -85,7 +85,10 @@ call('HDEL', SES, unpack(gone))
 -- A turn that failed is no part of the conversation.
 if text and state ~= 'failed' then
   call('ZADD', DLG, seq, table.concat({ seq, ' ', #meta, ' ', #text, ' ', #answer, '\n', meta, text, answer }))
-  call('ZREMRANGEBYRANK', DLG, 0, -keep - 1)
+  -- There are no more rows than turns.
+  if tonumber(seq) > keep then
+    call('ZREMRANGEBYRANK', DLG, 0, -keep - 1)
+  end
 end
 len = len + (started and 2 or 1)
 if cut then

@@ -1,6 +1,6 @@
 //! Random requests, most of them sensible in the session's state.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use chatgateway_core::{
     error::ErrorCode,
@@ -15,15 +15,29 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 #[derive(Debug)]
 pub(super) enum Step {
     Ask(Request),
-    /// The same request again, after its reply was lost; only the jump is new.
-    Again(usize, u32),
+    /// The same request again, after its reply was lost; only the jump is new. Or the same nonce from another pod, which by
+    /// chance alone could be.
+    Again(usize, u32, Option<PodId>),
     LogLost,
     HistoryLost,
     AllLost,
     /// The root is lost; the request that comes then begins a turn.
-    RootLost(Request),
+    RootLost(Begin),
     /// The store's clock is behind.
     EpochAhead(u64),
+    /// The root forgets what runs. No request does this; should it come about, a waiting turn is what a claim finds.
+    RunLost,
+}
+
+/// What a schedule has more of than others.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    /// Nothing.
+    Mixed,
+    /// Turns that wait.
+    Crowded,
+    /// Turns that end as they should, and are sent again later.
+    Calm,
 }
 
 /// What makes the steps.
@@ -31,11 +45,21 @@ pub(super) struct Author {
     random: StdRng,
     pods: [PodId; 3],
     turns: usize,
+    mood: Mood,
+    /// What was asked in each turn, also once the store has forgotten it.
+    bodies: HashMap<TurnId, Arc<TurnBody>>,
 }
 
 impl Author {
     pub(super) fn new(seed: u64) -> Self {
-        Self { random: StdRng::seed_from_u64(seed), pods: [PodId(7), PodId(u128::MAX), PodId(1 << 70)], turns: 0 }
+        let mood = [Mood::Mixed, Mood::Mixed, Mood::Crowded, Mood::Calm][seed as usize % 4];
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            pods: [PodId(7), PodId(u128::MAX), PodId(1 << 70)],
+            turns: 0,
+            mood,
+            bodies: HashMap::new(),
+        }
     }
 
     pub(super) fn below(&mut self, bound: usize) -> usize {
@@ -51,17 +75,30 @@ impl Author {
     }
 
     pub(super) fn step(&mut self, state: Option<&SessionState>, asked: usize) -> Step {
+        if self.mood == Mood::Crowded && self.chance(50) {
+            return Step::Ask(Request::Begin(self.begin(state)));
+        }
+        if self.mood == Mood::Calm && self.chance(80) {
+            let running = state.is_some_and(|state| state.root.running.is_some());
+            return Step::Ask(match self.below(10) {
+                0..3 if running => self.append(state),
+                0..8 if running => self.finish(state),
+                _ => Request::Begin(self.begin(state)),
+            });
+        }
         match self.below(100) {
             0..2 => Step::LogLost,
             2..3 => Step::HistoryLost,
             3 => Step::AllLost,
             4 => Step::RootLost(self.begin(None)),
             5 => Step::EpochAhead(self.epoch_ahead(state)),
-            6..18 if asked > 0 => {
+            6 => Step::RunLost,
+            7..18 if asked > 0 => {
                 let jump = self.jump();
                 // Mostly what was sent last.
                 let back = if self.chance(70) { 1 } else { 1 + self.below(asked.min(12)) };
-                Step::Again(asked - back, jump)
+                let other = if self.chance(10) { Some(self.one(&self.pods.clone())) } else { None };
+                Step::Again(asked - back, jump, other)
             }
             _ => Step::Ask(self.request(state)),
         }
@@ -69,13 +106,13 @@ impl Author {
 
     fn epoch_ahead(&mut self, state: Option<&SessionState>) -> u64 {
         let now = state.map_or(0, |state| state.root.epoch);
-        // Below 2^53, as all epochs are for two hundred years.
-        self.one(&[now + 1, now + 3_600_000_000, (1 << 52) + now % 1_000_000, (1 << 53) - (1 << 24)])
+        // Below 2^53, as all epochs are for two hundred years, with room for what a schedule adds.
+        self.one(&[now + 1, now + 3_600_000_000, (1 << 52) + now % 1_000_000, (1 << 53) - (1 << 40)])
     }
 
-    pub(super) fn request(&mut self, state: Option<&SessionState>) -> Request {
+    fn request(&mut self, state: Option<&SessionState>) -> Request {
         match self.below(100) {
-            0..26 => self.begin(state),
+            0..26 => Request::Begin(self.begin(state)),
             26..44 => self.append(state),
             44..54 => self.check(state),
             54..72 => self.finish(state),
@@ -146,16 +183,16 @@ impl Author {
         if known.is_empty() || self.chance(10) { self.new_turn() } else { self.one(&known) }
     }
 
-    fn begin(&mut self, state: Option<&SessionState>) -> Request {
+    fn begin(&mut self, state: Option<&SessionState>) -> Begin {
         let repeat = self.chance(25);
         let turn = if repeat { self.known_turn(state) } else { self.new_turn() };
-        let known = state.and_then(|state| state.root.turns.get(&turn)).and_then(|record| record.body.clone());
-        let body = match known {
-            Some(body) if self.chance(80) => body,
+        let body = match self.bodies.get(&turn).cloned() {
+            Some(body) if self.chance(85) => body,
             _ => self.body(),
         };
+        self.bodies.entry(turn.clone()).or_insert_with(|| Arc::clone(&body));
         let next = state.map_or(0, |state| state.root.seq) + 1;
-        Request::Begin(Begin {
+        Begin {
             pod: self.one(&self.pods.clone()),
             nonce: Nonce(self.random.random()),
             turn,
@@ -163,7 +200,7 @@ impl Author {
             body,
             jump: self.jump(),
             terms: self.terms(),
-        })
+        }
     }
 
     /// The owner and its epoch; sometimes somebody else, or an old one.
@@ -186,7 +223,7 @@ impl Author {
             1 => len += 1,
             2 => id = end,
             3 => id = EntryId::new(epoch.saturating_sub(1), 3),
-            4 => id = EntryId::new(epoch + 5, 2),
+            4 => id = EntryId::new(epoch + self.one(&[5, 1 << 30]), 2),
             _ => {}
         }
         (end, len, if id == EntryId::ZERO { EntryId::new(1, 0) } else { id })
@@ -250,7 +287,12 @@ impl Author {
 
     fn reset(&mut self, state: Option<&SessionState>) -> Request {
         let (pod, epoch) = self.owner(state);
-        let (follows, len, id) = self.place(state, epoch);
+        let (mut follows, mut len, mut id) = self.place(state, epoch);
+        if len > 0 && self.chance(15) {
+            // As if the log's last entry were this one.
+            (id, len) = (follows, len - 1);
+            follows = EntryId::new(id.epoch, id.n.saturating_sub(1));
+        }
         let entry = Arc::new(Entry { id, after: None, turn: self.running(state), kind: EntryKind::Reset });
         Request::Reset(Reset { pod, epoch, follows, len, entry })
     }
