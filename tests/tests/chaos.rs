@@ -17,3 +17,18 @@ fn chaos(arguments: &str) {
 fn one_pod_with_its_sessions_in_memory() {
     chaos("--pods 1 --store memory --seconds 20 --clients 60 --seed 1");
 }
+
+#[test]
+fn three_pods_on_one_redis() {
+    chaos("--pods 3 --store redis --seconds 45 --clients 60 --seed 2");
+}
+
+/// The checker at work on a real gateway: a Redis that forgets must not pass.
+#[test]
+fn a_store_that_forgets_is_found_out() {
+    let arguments = "--pods 2 --store redis --lossy-store --seconds 12 --clients 12 --seed 5";
+    let output = Command::new(env!("CARGO_BIN_EXE_chaos")).args(arguments.split(' ')).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("VIOLATIONS") && said.contains("Stale "), "{said}");
+}

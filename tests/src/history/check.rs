@@ -26,6 +26,8 @@ pub struct Expected {
     pub uncertain: Vec<&'static str>,
     /// Takeovers after which a turn may fail.
     pub takeovers_to_fail: usize,
+    /// Longest time between two entries of a turn, ms.
+    pub pause_max_ms: u64,
     /// Whether every call of the model was recorded.
     pub model_recorded: bool,
 }
@@ -37,7 +39,9 @@ impl Default for Expected {
             refusals: vec!["session_busy", "overloaded", "draining", "store_unavailable"],
             // A request that waits for its answer is refused with these also after its turn was accepted.
             uncertain: vec!["draining", "store_unavailable"],
-            takeovers_to_fail: 2,
+            takeovers_to_fail: 3,
+            // A store that is away, then a lease, then the time in which nobody looks for ended leases.
+            pause_max_ms: 30_000,
             model_recorded: true,
         }
     }
@@ -66,6 +70,8 @@ pub struct Figures {
     pub takeovers: usize,
     /// Resets in the logs.
     pub resets: usize,
+    /// Longest time between two entries of a turn, as their first readers saw them, ms.
+    pub longest_pause_ms: u64,
     /// Connections that views lost.
     pub lost_connections: usize,
     /// Resumes that went on.
@@ -86,8 +92,8 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} sessions, {} turns ({} done, {} cancelled, {} failed), {} entries, {} takeovers, {} resets\n{} views \
-             were told {} entries, lost {} connections, resumed {} times ({} not recovered)\n{} repeated sends, {} \
+            "{} sessions, {} turns ({} done, {} cancelled, {} failed), {} entries, {} takeovers, {} resets, \
+             longest pause {:.1} s\n{} views were told {} entries, lost {} connections, resumed {} times ({} not recovered)\n{} repeated sends, {} \
              refusals, {} model calls ({} to continue)",
             self.sessions,
             self.turns,
@@ -97,6 +103,7 @@ impl fmt::Display for Figures {
             self.entries,
             self.takeovers,
             self.resets,
+            self.longest_pause_ms as f64 / 1_000.0,
             self.views,
             self.told,
             self.lost_connections,
@@ -177,7 +184,7 @@ pub fn check(records: &[Stamped], expected: &Expected) -> Report {
     }
     report.figures.sessions = sessions.len();
     for (session, placed) in &sessions {
-        check_session(session, placed, &asked, expected, &mut report);
+        check_session(session, placed, records, &asked, expected, &mut report);
     }
     for (text, calls) in asked {
         let session: Arc<str> = session_of(text).unwrap_or_default().into();
@@ -193,6 +200,7 @@ pub fn check(records: &[Stamped], expected: &Expected) -> Report {
 fn check_session(
     session: &Arc<str>,
     placed: &Placed<'_>,
+    records: &[Stamped],
     asked: &HashMap<&str, Vec<(usize, &str)>>,
     expected: &Expected,
     report: &mut Report,
@@ -223,7 +231,9 @@ fn check_session(
     if expected.model_recorded {
         check_calls(&log, asked, &mut findings);
     }
+    let pause = views::check_pauses(placed, records, &log, expected, &mut findings);
     let figures = &mut report.figures;
+    figures.longest_pause_ms = figures.longest_pause_ms.max(pause);
     figures.turns += log.turns.len();
     figures.entries += entries.len();
     for turn in &log.turns {

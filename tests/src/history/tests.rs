@@ -97,6 +97,21 @@ fn unread_sessions_and_unknown_refusals_are_found() {
 }
 
 #[test]
+fn a_turn_that_stands_still_is_found() {
+    let mut records = toy::history(2);
+    let inside = records.iter().position(
+        |stamped| matches!(&stamped.record, Record::Seen { entry, .. } if !matches!(entry.kind, Kind::Turn { .. })),
+    );
+    let inside = inside.unwrap();
+    for stamped in &mut records[inside..] {
+        stamped.at_ms += 60_000;
+    }
+    let report = found(&records);
+    assert_eq!(report.by_check().into_iter().collect::<Vec<_>>(), [(Check::Stuck, 1)]);
+    assert!(report.figures.longest_pause_ms >= 60_000);
+}
+
+#[test]
 fn answers_repeat_their_prompts() {
     let behaviour = serde_json::json!({"tokens_per_second": 5.0});
     let prompt = prompt::prompt("s1", 2, 3, Some(&behaviour));

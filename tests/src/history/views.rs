@@ -1,14 +1,14 @@
 //! Each view held against the log: the same entries, in the log's order, none left out, none twice.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
 use chatgateway_core::log::EntryId;
 
 use super::{
-    Check, Entry, Record, ViewId,
+    Check, Entry, Record, Stamped, ViewId,
     check::{Expected, Findings, Placed},
     sessions::Log,
 };
@@ -55,6 +55,34 @@ pub(super) fn check(placed: &Placed<'_>, log: &Log<'_>, expected: &Expected, fin
             _ => {}
         }
     }
+}
+
+/// Looks for turns that stood still, by when each of their entries was first told to anybody. The longest pause, ms.
+pub(super) fn check_pauses(
+    placed: &Placed<'_>,
+    records: &[Stamped],
+    log: &Log<'_>,
+    expected: &Expected,
+    findings: &mut Findings<'_>,
+) -> u64 {
+    let mut first: HashMap<EntryId, (u64, usize)> = HashMap::new();
+    for (place, record) in placed {
+        if let Record::Seen { entry, .. } = record {
+            first.entry(entry.id).or_insert((records[*place].at_ms, *place));
+        }
+    }
+    let mut longest = 0;
+    for pair in log.entries.windows(2).filter(|pair| pair[0].turn == pair[1].turn) {
+        let (Some(before), Some(after)) = (first.get(&pair[0].id), first.get(&pair[1].id)) else { continue };
+        let pause = after.0.saturating_sub(before.0);
+        longest = longest.max(pause);
+        if pause > expected.pause_max_ms {
+            let what = format!("the turn stood still for {:.1} s", pause as f64 / 1_000.0);
+            let ids = [pair[0].id, pair[1].id];
+            findings.add(Check::Stuck, Some(&pair[0].turn), &ids, &[before.1, after.1], what);
+        }
+    }
+    longest
 }
 
 impl View {

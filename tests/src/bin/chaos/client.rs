@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use chatgateway_core::log::EntryId;
 use chatgateway_tests::{
     client::Event,
@@ -278,8 +277,12 @@ impl Client {
     async fn take_snapshot(&mut self, going: &mut Going) -> anyhow::Result<()> {
         let pod = self.choose();
         let taken = wire::snapshot(pod.http, &self.who.session).await?;
-        let (position, turns) = taken.context("a session that was there is not there")?;
-        going.ended |= turns.iter().any(|kept| kept.turn == going.turn && kept.ending.is_some());
+        // A session that is gone begins anew.
+        let (position, turns) = taken.unwrap_or_default();
+        let kept = turns.iter().find(|kept| kept.turn == going.turn);
+        going.ended |= kept.is_some_and(|kept| kept.ending.is_some());
+        // Nobody knows it there: it is sent again.
+        going.accepted &= kept.is_some();
         self.position = Some(position);
         let view = self.view;
         self.record(|_, session| Record::Snapshot { view, session, position, turns });

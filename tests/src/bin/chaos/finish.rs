@@ -13,7 +13,10 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{ground::Ground, wire};
 
 /// How long sessions may take to come to rest.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_secs(40);
+
+/// A session that changes no more for so long has come to rest, if not as it should: longer than any takeover takes.
+const UNCHANGED: Duration = Duration::from_secs(20);
 
 /// Pause before a session that is not at rest is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -74,14 +77,18 @@ fn accepted(history: &History) -> BTreeMap<Arc<str>, BTreeSet<Arc<str>>> {
 /// A session's log at rest; as it is, where it does not come to rest.
 async fn read(pod: SocketAddr, session: &str, accepted: &BTreeSet<Arc<str>>, deadline: Instant) -> Option<Vec<Entry>> {
     let mut last = None;
+    let mut changed = Instant::now();
     loop {
         if let Ok(Ok(entries)) = timeout(READING, wire::whole_log(pod, session)).await {
             if at_rest(&entries, accepted) {
                 return Some(entries);
             }
+            if last.as_ref() != Some(&entries) {
+                changed = Instant::now();
+            }
             last = Some(entries);
         }
-        if Instant::now() > deadline {
+        if Instant::now() > deadline.min(changed + UNCHANGED) {
             return last;
         }
         sleep(LOOK_AGAIN).await;

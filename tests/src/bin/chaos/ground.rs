@@ -34,6 +34,8 @@ pub struct Layout {
     pub pods: usize,
     /// Whether they share a Redis.
     pub redis: bool,
+    /// Whether that Redis keeps nothing on its disk.
+    pub lossy_store: bool,
     /// Whether the model server continues partial answers.
     pub prefill: bool,
     /// The pods' log level.
@@ -74,7 +76,7 @@ impl Ground {
         let simulator =
             Simulator::start(Settings { behaviour, calls_remembered: CALLS_REMEMBERED, ..Settings::default() })?;
         let store = if layout.redis {
-            let options = Options { appendonly: Some(Fsync::Always), ..Options::default() };
+            let options = Options { appendonly: (!layout.lossy_store).then_some(Fsync::Always), ..Options::default() };
             Some(Arc::new(blocking(move || RedisServer::start(options)).await??))
         } else {
             None

@@ -71,6 +71,9 @@ struct Arguments {
     /// Where sessions are kept
     #[arg(long, value_enum, default_value_t = Store::Redis)]
     store: Store,
+    /// Redis keeps nothing on its disk: to see what the checker says of a store that loses turns
+    #[arg(long)]
+    lossy_store: bool,
     /// Whether the model continues partial answers; by the seed if not given
     #[arg(long)]
     prefill: Option<bool>,
@@ -116,6 +119,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let layout = Layout {
         pods: arguments.pods,
         redis,
+        lossy_store: arguments.lossy_store,
         prefill,
         log_level: arguments.log_level.clone(),
         directory: directory.clone(),

@@ -62,7 +62,7 @@ impl Toy {
 
     fn turn(&mut self, session: &mut Session, seq: u64) {
         let turn: Arc<str> = format!("{}-t{seq}", session.name).into();
-        let fault = self.rng.random_bool(0.1);
+        let fault = self.rng.random_bool(0.25);
         let behaviour = serde_json::json!({"fault": "die"});
         let words = self.rng.random_range(1..30);
         let text: Arc<str> = prompt::prompt(&session.name, seq, words, fault.then_some(&behaviour)).into();
@@ -79,7 +79,7 @@ impl Toy {
         let (answer, takeovers) = self.tell(&mut writer, &text);
         let ending = match self.rng.random_range(0..10) {
             0 | 1 => Ending::Cancelled,
-            2 if fault || takeovers >= 2 => Ending::Failed,
+            2 if fault || takeovers >= 3 => Ending::Failed,
             _ => Ending::Done,
         };
         let answer = self.end(&mut writer, &text, answer, ending);
@@ -114,7 +114,7 @@ impl Toy {
         let mut told = String::new();
         let mut takeovers = 0;
         for _ in 0..self.rng.random_range(0..8) {
-            if takeovers < 2 && self.rng.random_bool(0.2) {
+            if takeovers < 3 && self.rng.random_bool(0.2) {
                 takeovers += 1;
                 writer.next = self.new_epoch();
                 writer.write(Kind::Takeover);
