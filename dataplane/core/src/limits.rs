@@ -385,6 +385,9 @@ pub const REDIS_PING_INTERVAL: Duration = Duration::from_secs(1);
 /// When TCP begins to probe a silent connection to Redis.
 pub const REDIS_TCP_KEEPALIVE: Duration = Duration::from_secs(10);
 
+/// How often it probes then. The gateway's own pings find out sooner; this is for what they do not see.
+pub const REDIS_TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Largest credential or certificate file: chains of public authorities have some 200 KiB.
 pub const REDIS_FILE_MAX_BYTES: u64 = 1024 * 1024;
 
@@ -397,9 +400,6 @@ pub const REDIS_SLOTS_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often a cluster's slots are looked at without a reason.
 pub const REDIS_SLOTS_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Primaries of a cluster: what Redis itself recommends at most.
-pub const REDIS_NODES_MAX: usize = 1_000;
 
 /// Channels that are subscribed to in one write.
 pub const REDIS_SUBSCRIBE_BATCH: usize = 1_000;

@@ -4,11 +4,12 @@ use std::{
     io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use chatgateway_config::{Endpoint, RedisMode, RedisSettings, RedisTlsSettings};
-use chatgateway_core::limits::{REDIS_CONNECT_TIMEOUT, REDIS_FILE_MAX_BYTES, REDIS_TCP_KEEPALIVE};
+use chatgateway_core::limits::{
+    REDIS_CONNECT_TIMEOUT, REDIS_FILE_MAX_BYTES, REDIS_TCP_KEEPALIVE, REDIS_TCP_KEEPALIVE_INTERVAL,
+};
 use redis::{
     AsyncConnectionConfig, ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError, Value,
     aio::{AsyncPushSender, MultiplexedConnection, SendError},
@@ -150,7 +151,7 @@ async fn within<T, E: std::fmt::Display>(step: impl Future<Output = Result<T, E>
 
 async fn tcp(to: &Endpoint) -> Result<TcpStream, String> {
     let tcp = within(TcpStream::connect((to.host.as_str(), to.port)), "connecting").await?;
-    let keepalive = TcpKeepalive::new().with_time(REDIS_TCP_KEEPALIVE).with_interval(Duration::from_secs(5));
+    let keepalive = TcpKeepalive::new().with_time(REDIS_TCP_KEEPALIVE).with_interval(REDIS_TCP_KEEPALIVE_INTERVAL);
     tcp.set_nodelay(true)
         .and_then(|()| SockRef::from(&tcp).set_tcp_keepalive(&keepalive))
         .map_err(|error| error.to_string())?;
@@ -325,5 +326,39 @@ pub(super) fn server_words(error: &redis::ServerError) -> String {
     match error.details() {
         Some(details) => format!("{} {details}", error.code()),
         None => error.code().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_reads_a_password_in_an_error() {
+        let credentials = Credentials { user: None, password: Some("hunter2".into()) };
+        let said = credentials.redact("ERR unknown command `HELLO`, with args: `3` `AUTH` `default` `hunter2`".into());
+        assert_eq!(said, "ERR unknown command `HELLO`, with args: `3` `AUTH` `default` `…`");
+    }
+
+    #[test]
+    fn a_server_must_be_what_is_needed() {
+        let about = |version: &str, mode: &str, role: &str| About {
+            version: version.into(),
+            mode: mode.into(),
+            role: role.into(),
+        };
+        let check = |about: About, wanted| about.check(RedisMode::Standalone, wanted);
+        assert_eq!(check(about("7.0.15", "standalone", "master"), Wanted::Primary), Ok(()));
+        assert_eq!(check(about("10.2", "standalone", "master"), Wanted::Primary), Ok(()));
+        for (wrong, words) in [
+            (about("6.2.14", "standalone", "master"), "sessions need 7.0 or later"),
+            (about("", "standalone", "master"), "sessions need 7.0 or later"),
+            (about("7.2.0", "cluster", "master"), "runs in cluster mode"),
+            (about("7.2.0", "sentinel", ""), "runs in sentinel mode"),
+            (about("7.2.0", "standalone", "replica"), "is not the primary but a replica"),
+        ] {
+            assert!(check(wrong, Wanted::Primary).unwrap_err().contains(words), "{words}");
+        }
+        assert!(check(about("7.0.15", "standalone", "master"), Wanted::Sentinel { asked: false }).is_err());
     }
 }

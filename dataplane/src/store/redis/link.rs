@@ -291,3 +291,89 @@ impl Pauses {
         self.next = self.least;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link() -> Arc<Link> {
+        Link::new(Arc::default(), CancellationToken::new())
+    }
+
+    fn up(link: &Link) {
+        link.connected(Endpoint { host: "h".into(), port: 1 });
+    }
+
+    fn send(link: &Link, bytes: usize) -> oneshot::Receiver<Outcome> {
+        let (caller, reply) = oneshot::channel();
+        let mut cmd = redis::cmd("X");
+        cmd.arg(vec![b'x'; bytes]);
+        link.send(cmd, Then::Reply(caller));
+        reply
+    }
+
+    fn why(mut reply: oneshot::Receiver<Outcome>) -> String {
+        reply.try_recv().unwrap().result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn nothing_waits_for_a_connection() {
+        let link = link();
+        assert!(why(send(&link, 1)).contains("not connected yet"));
+        up(&link);
+        let (number, waiting) = (link.number(), send(&link, 1));
+        link.give_up("it broke");
+        assert_ne!(link.number(), number);
+        assert!(why(waiting).contains("it broke"));
+        let number = link.number();
+        link.give_up("still");
+        assert_eq!(link.number(), number, "there was no connection to lose");
+        assert!(why(send(&link, 1)).contains("still"));
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let link = link();
+        up(&link);
+        let waiting: Vec<_> = (0..REDIS_QUEUE_COMMANDS).map(|_| send(&link, 1)).collect();
+        assert!(why(send(&link, 1)).contains("too many commands"));
+        link.give_up("it broke");
+        assert!(waiting.into_iter().all(|reply| why(reply).contains("it broke")));
+        up(&link);
+        let half = REDIS_QUEUE_BYTES / 2 - 1;
+        let _waiting = (send(&link, half), send(&link, half));
+        assert!(why(send(&link, 1)).contains("too many commands"));
+        assert_eq!(link.counters.refused.load(Relaxed), 2);
+    }
+
+    #[test]
+    fn pipelines_take_what_waits_in_order_and_within_bounds() {
+        let link = link();
+        up(&link);
+        let sizes = [10, 20, 30, 5_000, 1, 2, 3];
+        let _waiting: Vec<_> = sizes.map(|bytes| send(&link, bytes - 1)).into();
+        let mut taken = Vec::new();
+        let mut pipelines = Vec::new();
+        while !link.is_idle() {
+            let mut items = Vec::new();
+            link.take(&mut items, 3, 100);
+            pipelines.push(items.len());
+            taken.extend(items.iter().map(|item| item.bytes));
+        }
+        assert_eq!(taken, sizes);
+        assert_eq!(pipelines, [3, 1, 3], "one that is too large goes alone");
+        assert_eq!(link.state.lock().bytes, 0);
+    }
+
+    #[test]
+    fn pauses_grow_and_begin_small_again() {
+        let (least, most) = (Duration::from_millis(50), Duration::from_secs(1));
+        let mut pauses = Pauses::new(least, most);
+        for _ in 0..2 {
+            assert!(pauses.next() <= least.mul_f64(1.5));
+            let last = (0..20).map(|_| pauses.next()).last().unwrap();
+            assert!(last >= most / 2 && last <= most.mul_f64(1.5), "{last:?}");
+            pauses.reset();
+        }
+    }
+}

@@ -84,19 +84,12 @@ struct Flight {
 impl Pump {
     pub(super) async fn run(mut self) {
         let closed = self.link.closed.clone();
-        tokio::select! {
-            () = closed.cancelled() => {}
-            () = self.keep_connected() => {}
-        }
-        self.link.give_up("the store is closed");
-    }
-
-    async fn keep_connected(&mut self) {
         let mut pauses = Pauses::new(REDIS_RECONNECT_MIN, REDIS_RECONNECT_MAX);
         let mut said = String::new();
         for attempt in 0.. {
             self.link.counters.attempts.fetch_add(1, Relaxed);
-            let why = match self.connect(attempt).await {
+            let Some(connected) = closed.run_until_cancelled(self.connect(attempt)).await else { break };
+            let why = match connected {
                 Ok((open, server)) => {
                     tracing::info!("connected to Redis at {}", address(&server));
                     let since = Instant::now();
@@ -104,21 +97,25 @@ impl Pump {
                     let why = self.serve(open, &server).await;
                     if since.elapsed() >= REDIS_CONNECTION_STABLE {
                         pauses.reset();
+                        said.clear();
                     }
                     format!("{}: {why}", address(&server))
                 }
                 Err(why) => why,
             };
             self.link.give_up(&why);
-            if said != why {
+            if said != why && !closed.is_cancelled() {
                 tracing::warn!("no connection to Redis: {why}; trying again");
                 said = why;
             }
             if let Some(topology) = self.topology.upgrade() {
                 topology.refresh();
             }
-            tokio::time::sleep(pauses.next()).await;
+            if closed.run_until_cancelled(tokio::time::sleep(pauses.next())).await.is_none() {
+                break;
+            }
         }
+        self.link.give_up("the store is closed");
     }
 
     async fn connect(&self, attempt: usize) -> Result<(Open, Endpoint), String> {
@@ -183,6 +180,7 @@ impl Pump {
                     }
                 }
                 _ = &mut driver => return "the connection broke".into(),
+                () = link.closed.cancelled() => return "the store, or this server's part in it, is closed".into(),
                 now = &mut elsewhere => return format!("the sentinels name {} as the primary", address(&now)),
                 () = link.waiting() => {}
                 () = &mut timer => {

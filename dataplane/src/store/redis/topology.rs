@@ -11,8 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 use chatgateway_config::{Endpoint, RedisMode, RedisSettings};
 use chatgateway_core::limits::{
-    REDIS_NODES_MAX, REDIS_RECONNECT_MAX, REDIS_RECONNECT_MIN, REDIS_SLOTS_INTERVAL, REDIS_SLOTS_PAUSE,
-    STORE_CALL_TIMEOUT,
+    REDIS_RECONNECT_MAX, REDIS_RECONNECT_MIN, REDIS_SLOTS_INTERVAL, REDIS_SLOTS_PAUSE, STORE_CALL_TIMEOUT,
 };
 use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, Value};
@@ -367,7 +366,7 @@ fn read(reply: Result<Value, StoreError>, asked: &Endpoint) -> Result<Vec<Range>
         Value::ServerError(error) => Err(format!("{at}: {}", server_words(&error))),
         reply => match ranges(&reply, asked) {
             Some(found) if found.is_empty() => Err(format!("{at}: the cluster has no slots assigned")),
-            Some(found) if found.len() <= REDIS_NODES_MAX * 16 => Ok(found),
+            Some(found) if found.len() <= SLOTS => Ok(found),
             _ => Err(format!("{at}: the answer to CLUSTER SLOTS is not understood")),
         },
     }
