@@ -250,8 +250,7 @@ async fn an_ownership_in_doubt_stays_in_the_index() {
     let server = RedisServer::start(Options::default()).unwrap();
     let ((a, _at_a), (b, _at_b)) = two_pods(&server).await;
     let s = Session::new(&a);
-    // The begin is refused: out of memory. It may as well have been carried out and its reply lost.
-    block_in_place(|| server.expect_ok(&["CONFIG", "SET", "maxmemory-policy", "noeviction"])).unwrap();
+    // No reply in time: the begin may be carried out all the same, now or later.
     let asked = begin(POD, "a", s.key.as_str());
     block_in_place(|| server.pause(1_500)).unwrap();
     assert!(s.call(Request::Begin(asked.clone())).await.is_err());
