@@ -482,6 +482,10 @@ impl Gateway {
     /// Takes a session over if its lease is over, and goes on with it. Not right after the store was out of reach: owners come
     /// first then.
     pub(crate) fn look_after(self: &Arc<Self>, channel: Arc<Channel>) {
+        if let Some(owner) = channel.owner() {
+            // It is late, and renews the lease.
+            return owner.look();
+        }
         if self.draining() || self.others.owners_come_first() {
             return;
         }

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use chatgateway_core::{
     limits::{
         BEAT_INTERVAL, CLAIMS_AT_ONCE, DRAIN_LAST_WORDS, FROZEN, HAND_OVER_LOOK_INTERVAL, HAND_OVER_SPREAD, LEASE_TTL,
-        PEER_SILENCE, STORE_CALL_TIMEOUT,
+        OWN_INDEX_BEATS, PEER_SILENCE, STORE_CALL_TIMEOUT,
     },
     log::{EntryId, Leave, PodId, Reply, Request, SessionKey},
 };
@@ -142,6 +142,7 @@ async fn beat(gateway: Arc<Gateway>) {
     let mut ticks = interval(BEAT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let swept = Arc::new(Mutex::new(HashSet::new()));
+    let mut beats = 0;
     loop {
         ticks.tick().await;
         let leaving = gateway.drain_watch().borrow().is_some_and(|plan| clock::now() >= plan.hand_over);
@@ -153,7 +154,11 @@ async fn beat(gateway: Arc<Gateway>) {
         if gateway.draining() || gateway.others.owners_come_first() {
             continue;
         }
-        for silent in others.into_iter().filter(|peer| peer.silent >= PEER_SILENCE) {
+        // This pod's own index too: a begin or a claim may have been carried out although no reply to it ever came.
+        beats = (beats + 1) % OWN_INDEX_BEATS;
+        let own = (beats == 0).then_some(Peer { pod: gateway.pod, silent: Duration::ZERO });
+        let silent = others.into_iter().filter(|peer| peer.silent >= PEER_SILENCE);
+        for silent in silent.chain(own) {
             if swept.lock().insert(silent.pod) {
                 let (gateway, swept) = (gateway.clone(), swept.clone());
                 tokio::spawn(async move {
@@ -165,7 +170,7 @@ async fn beat(gateway: Arc<Gateway>) {
     }
 }
 
-/// Claims the sessions of a silent pod as soon as their leases are over.
+/// Claims the sessions of a silent pod as soon as their leases are over; of this pod's, those that nobody here runs.
 async fn sweep(gateway: &Arc<Gateway>, silent: Peer) {
     let Some(peers) = gateway.store().peers() else { return };
     let mut sessions = Vec::new();
@@ -173,7 +178,7 @@ async fn sweep(gateway: &Arc<Gateway>, silent: Peer) {
     loop {
         let page = timeout(STORE_CALL_TIMEOUT, peers.index_of(silent.pod, cursor)).await;
         let Ok(Ok((next, page))) = page else { return };
-        sessions.extend(page);
+        sessions.extend(page.into_iter().filter(|session| silent.pod != gateway.pod || !runs_here(gateway, session)));
         cursor = next;
         if cursor == 0 {
             break;
@@ -181,7 +186,7 @@ async fn sweep(gateway: &Arc<Gateway>, silent: Peer) {
     }
     if sessions.is_empty() {
         // It may come back, and says so then.
-        if silent.silent > LEASE_TTL {
+        if silent.silent > LEASE_TTL && silent.pod != gateway.pod {
             peers.forget_pod(silent.pod);
         }
         return;
@@ -198,11 +203,20 @@ async fn sweep(gateway: &Arc<Gateway>, silent: Peer) {
     stream::iter(owned)
         .for_each_concurrent(CLAIMS_AT_ONCE, |(end, session)| async move {
             sleep_until(end.into()).await;
-            if !gateway.draining() && gateway.claim(gateway.hub.channel(&session)).await {
+            if gateway.draining() || runs_here(gateway, &session) {
+                return;
+            }
+            let claimed = gateway.claim(gateway.hub.channel(&session)).await;
+            // What is in this pod's own index is the store's to keep.
+            if claimed && silent.pod != gateway.pod {
                 peers.forget_session(silent.pod, &session);
             }
         })
         .await;
+}
+
+fn runs_here(gateway: &Gateway, session: &SessionKey) -> bool {
+    gateway.hub.existing(session).is_some_and(|channel| channel.owner().is_some())
 }
 
 /// When the lease of a session is over that a silent pod owns. A session that is not its own is taken out of its index.
@@ -213,7 +227,9 @@ async fn lease_end(gateway: &Gateway, pod: PodId, session: &SessionKey) -> Optio
     if page.owner == Some(pod) {
         return Some(clock::now() + Duration::from_millis(page.lease_left_ms));
     }
-    gateway.store().peers()?.forget_session(pod, session);
+    if pod != gateway.pod {
+        gateway.store().peers()?.forget_session(pod, session);
+    }
     None
 }
 

@@ -99,6 +99,10 @@ pub const HAND_OVER_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// before it ends.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Every how many signs of life a pod looks through its own sessions for one that it owns without knowing. Its lease is
+/// over by then or soon.
+pub const OWN_INDEX_BEATS: u32 = 3;
+
 /// How long a pod must be silent before the others look through its sessions: two missed signs of life. They look when each
 /// lease is over, and claim it in that moment.
 pub const PEER_SILENCE: Duration = Duration::from_millis(2_500);

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod anywhere;
+mod doubt;
 mod drain;
 mod support;
 mod takeover;

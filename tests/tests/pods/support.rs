@@ -47,15 +47,19 @@ impl Pods {
 
     /// One more.
     pub async fn add(&mut self) -> &mut GatewayProcess {
-        let config = json!({
+        self.pods.push(GatewayProcess::start(&self.config(&self.redis.endpoint())).await.unwrap());
+        self.pods.last_mut().unwrap()
+    }
+
+    /// The configuration of a pod that reaches Redis at this address.
+    pub fn config(&self, redis: &str) -> Value {
+        json!({
             "upstreams": [{"name": "sim", "type": "OpenAI", "openAI": {
                 "url": self.simulator.openai_url(), "model": "sim", "prefill": self.prefill,
             }}],
-            "sessions": {"store": {"type": "Redis", "redis": {"endpoints": [self.redis.endpoint()]}}},
+            "sessions": {"store": {"type": "Redis", "redis": {"endpoints": [redis]}}},
             "drain": self.drain,
-        });
-        self.pods.push(GatewayProcess::start(&config).await.unwrap());
-        self.pods.last_mut().unwrap()
+        })
     }
 
     /// A JSON WebSocket to a pod.

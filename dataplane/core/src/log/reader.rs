@@ -89,8 +89,6 @@ pub struct Reader {
     unfinished: bool,
     /// A read is outstanding.
     asked: bool,
-    /// The outstanding read was made because of silence.
-    silent: bool,
     /// What is read may be outdated already: read again.
     again: bool,
     held: Vec<Arc<Entry>>,
@@ -120,7 +118,6 @@ impl Reader {
             resumed: false,
             unfinished: false,
             asked: false,
-            silent: false,
             again: false,
             held: Vec::new(),
             heard: now,
@@ -234,7 +231,6 @@ impl Reader {
 
     fn on_tick(&mut self, now: Instant, out: &mut Vec<ReaderEffect>) {
         if self.timeout().is_some_and(|at| at <= now) {
-            self.silent = self.mode == Mode::Live;
             self.look(out);
         }
     }
@@ -243,7 +239,6 @@ impl Reader {
         if !std::mem::take(&mut self.asked) || self.mode == Mode::Closed {
             return;
         }
-        let silent = std::mem::take(&mut self.silent);
         let Ok(page) = page else {
             self.mode = Mode::Reading;
             self.wait(now);
@@ -253,8 +248,7 @@ impl Reader {
         if let Mode::Judging { base, to } = self.mode {
             return self.judge(base, to, &page, now, out);
         }
-        let (before, was_unfinished) = (self.position, self.unfinished);
-        self.unfinished = page.unfinished;
+        let was_unfinished = std::mem::replace(&mut self.unfinished, page.unfinished);
         if !page.exists {
             return self.on_no_session(was_unfinished, out);
         }
@@ -277,7 +271,8 @@ impl Reader {
             return self.read(out);
         }
         self.attempts = 0;
-        if silent && self.position == before && page.unfinished && page.lease_left_ms == 0 {
+        // Also at the first look: a client that polls never waits for long as one reader.
+        if page.unfinished && page.lease_left_ms == 0 {
             out.push(ReaderEffect::OwnerSilent { lease_over: true });
         }
         self.go_live(out);

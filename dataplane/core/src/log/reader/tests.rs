@@ -477,15 +477,13 @@ fn a_repair_during_the_judgement_is_seen_at_once() {
 }
 
 #[test]
-fn a_lease_that_is_over_is_claimed_only_after_silence() {
+fn a_lease_that_is_over_is_claimed_at_every_look() {
     let mut rig = Rig::new();
     rig.begin("t1");
     rig.clock.0 += LEASE_TTL.as_micros() as u64;
     rig.resume(EntryId::ZERO);
     rig.answer();
-    rig.hear(ReaderInput::Suspect);
-    rig.answer();
-    rig.saw(&["read", "resumed", "turn", "read"]);
+    rig.saw(&["read", "resumed", "turn", "claim"]);
     rig.wake();
     rig.answer();
     rig.saw(&["read", "claim"]);
