@@ -365,6 +365,9 @@ pub const REDIS_RECONNECT_MIN: Duration = Duration::from_millis(50);
 /// Longest such pause: well below a lease, so that an owner is back before it has lost its own.
 pub const REDIS_RECONNECT_MAX: Duration = Duration::from_secs(1);
 
+/// How long the health of a pod tells what Redis refused last: some signs of life, each of which finds it again.
+pub const REDIS_REFUSAL_SHOWN: Duration = Duration::from_secs(5);
+
 /// How long a connection must have lasted for the pauses to begin small again: what comes up and fails at once is a storm.
 pub const REDIS_CONNECTION_STABLE: Duration = Duration::from_secs(2);
 

@@ -29,6 +29,10 @@ use tokio_util::task::AbortOnDropHandle;
 /// Oldest server that knows sharded channels.
 const VERSION_MIN: (u32, u32) = (7, 0);
 
+/// What to do about a server's certificate that is not taken.
+const TLS_HINT: &str = "; tls.caFile has to hold the authority that signed the server's certificate, and the address in endpoints \
+     has to be one that the certificate names";
+
 /// Who the gateway is to Redis.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Credentials {
@@ -134,7 +138,10 @@ pub(super) async fn open(
         Some(config) => {
             let name = ServerName::try_from(to.host.clone()).map_err(|_| format!("{at}: not a name for TLS"))?;
             let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
-            let tls = within(handshake, "the TLS handshake").await.map_err(|why| format!("{at}: {why}"))?;
+            let tls = within(handshake, "the TLS handshake").await.map_err(|why| {
+                let hint = if why.contains("peer certificate") { TLS_HINT } else { "" };
+                format!("{at}: {why}{hint}")
+            })?;
             greet(tls, credentials, settings.mode, wanted, pushes).await
         }
         None => greet(tcp, credentials, settings.mode, wanted, pushes).await,

@@ -8,11 +8,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chatgateway_config::Endpoint;
-use chatgateway_core::limits::{REDIS_QUEUE_BYTES, REDIS_QUEUE_COMMANDS};
+use chatgateway_core::limits::{REDIS_QUEUE_BYTES, REDIS_QUEUE_COMMANDS, REDIS_REFUSAL_SHOWN};
 use parking_lot::Mutex;
 use redis::{Cmd, Value};
 use tokio::sync::{Notify, oneshot, watch};
@@ -99,6 +99,8 @@ struct State {
     bytes: usize,
     /// Why nothing can be sent. None: connected.
     down: Option<Arc<str>>,
+    /// What the server does not do though it is connected, and when it said so.
+    refusal: Option<(Arc<str>, Instant)>,
 }
 
 /// See the module.
@@ -115,7 +117,7 @@ impl Link {
     pub(super) fn new(counters: Arc<Counters>, closed: CancellationToken) -> Arc<Self> {
         let down = Some("not connected yet".into());
         Arc::new(Self {
-            state: Mutex::new(State { queue: Vec::new(), bytes: 0, down }),
+            state: Mutex::new(State { queue: Vec::new(), bytes: 0, down, refusal: None }),
             number: AtomicU64::new(next_connection()),
             waiting: Notify::new(),
             up: watch::Sender::new(None),
@@ -129,9 +131,21 @@ impl Link {
         self.number.load(Relaxed)
     }
 
-    /// Why nothing can be sent.
+    /// Why nothing can be sent, or what was refused a moment ago.
     pub(super) fn trouble(&self) -> Option<Arc<str>> {
-        self.state.lock().down.clone()
+        let state = self.state.lock();
+        let refusal = state.refusal.as_ref().filter(|(_, at)| at.elapsed() < REDIS_REFUSAL_SHOWN);
+        state.down.clone().or_else(|| refusal.map(|(why, _)| why.clone()))
+    }
+
+    /// The server refuses to do something, for a reason that lies with it and not with what was asked. Returns whether that is
+    /// news.
+    pub(super) fn note_refusal(&self, why: &str) -> bool {
+        let mut state = self.state.lock();
+        let known =
+            state.refusal.as_ref().is_some_and(|(known, at)| **known == *why && at.elapsed() < REDIS_REFUSAL_SHOWN);
+        state.refusal = Some((why.into(), Instant::now()));
+        !known
     }
 
     /// Where it is connected to, and each change of that.

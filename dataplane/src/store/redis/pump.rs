@@ -293,8 +293,16 @@ impl Pump {
                 topology.moved(&said, server);
                 item.then.done(Err(StoreError::Unavailable(said)));
             }
-            // Whoever asked knows what it means.
-            _ => item.then.done(Ok(Value::ServerError(error.clone()))),
+            // Whoever asked knows what it means; some of it whoever operates the server should know too.
+            (code, _) => {
+                if let Some(hint) = hint(code) {
+                    let why = format!("{}: {hint} ({})", address(server), without_place(&said));
+                    if self.link.note_refusal(&why) {
+                        tracing::warn!("Redis refuses: {why}");
+                    }
+                }
+                item.then.done(Ok(Value::ServerError(error.clone())));
+            }
         }
     }
 }
@@ -307,6 +315,22 @@ fn no_primary(value: &Value) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// What to do about a refusal whose reason lies with the server.
+fn hint(code: &str) -> Option<&'static str> {
+    match code {
+        "NOPERM" => Some("the gateway's user lacks a right: give it the commands, keys and channels of docs/redis.md"),
+        "OOM" => Some("its memory is full: give it more, or remove what does not belong there"),
+        "MISCONF" => Some("it cannot write to its disk: see its log"),
+        "NOREPLICAS" => Some("too few replicas follow it: start them, or see why they lag"),
+        _ => None,
+    }
+}
+
+/// A script's error without the place in the script: the same reason is to look the same.
+fn without_place(said: &str) -> &str {
+    said.split(" script: ").next().unwrap_or(said)
 }
 
 struct Landed {
