@@ -6,7 +6,7 @@ MANIFEST ?= examples/quickstart.yaml
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## Build, and run MANIFEST (default examples/quickstart.yaml) on this machine (ARGS="--http-port 0")
@@ -45,6 +45,11 @@ chaos: ## Break pods, Redis and the network under hundreds of clients, and check
 bench: ## Measure speed and memory against baselines in the same run (ARGS="--quick", ARGS="--case NAME")
 	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests
 	target/release/bench $(ARGS)
+
+.PHONY: bench-redis
+bench-redis: ## Measure sessions in Redis: cost, takeover, rollout, reconnects (the same ARGS)
+	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests
+	target/release/bench redis $(ARGS)
 
 .PHONY: crds
 crds: ## Write crds/ from the resource's types

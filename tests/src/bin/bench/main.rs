@@ -5,6 +5,7 @@ mod echo;
 mod grpc;
 mod memory;
 mod open;
+mod redis;
 mod report;
 mod setup;
 mod streams;
@@ -23,28 +24,37 @@ use setup::Setup;
 use wire::Mode;
 
 /// Longest one case may take.
-const CASE_TIMEOUT: Duration = Duration::from_secs(600);
+const CASE_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// Measures the data plane beside this program, and prints a table. Exit code 1: a figure that must hold does not.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
+    #[command(flatten)]
+    run: Run<Case>,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What is run, and how.
+#[derive(clap::Args)]
+struct Run<C: ValueEnum + Send + Sync + 'static> {
     /// Run only this case; may be given several times
     #[arg(long, value_enum)]
-    case: Vec<Case>,
+    case: Vec<C>,
     /// Short runs: shows that everything works, the figures are rough
     #[arg(long)]
     quick: bool,
     /// Write the rows to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    #[command(subcommand)]
-    part: Option<Part>,
 }
 
-/// Processes of their own that the cases start.
+/// Other cases, and processes of their own that the cases start.
 #[derive(Subcommand)]
 enum Part {
+    /// Sessions in Redis: what they cost and survive
+    Redis(Run<redis::Case>),
     /// A bare WebSocket echo, a baseline
     #[command(hide = true)]
     EchoWs,
@@ -79,6 +89,11 @@ enum Case {
 }
 
 impl Case {
+    /// Those that run where none is named.
+    fn all() -> Vec<Self> {
+        Self::value_variants().iter().copied().filter(|case| *case != Self::Baselines).collect()
+    }
+
     async fn run(self, setup: &Setup) -> anyhow::Result<Vec<Row>> {
         match self {
             Self::Idle => memory::idle(setup).await,
@@ -105,10 +120,11 @@ fn main() -> anyhow::Result<ExitCode> {
         Some(Part::EchoWs) => runtime.block_on(echo::websocket()).map(|()| ExitCode::SUCCESS),
         Some(Part::EchoGrpc) => runtime.block_on(grpc::serve_echo()).map(|()| ExitCode::SUCCESS),
         Some(Part::Model { tokens, tokens_per_second }) => serve_model(tokens, tokens_per_second),
-        None => {
-            let setup = Setup::new(arguments.quick);
-            on_core(setup.generator_core, || runtime.block_on(measure(&arguments, &setup)))
+        Some(Part::Redis(run)) => {
+            let all = redis::Case::value_variants().to_vec();
+            measure(&runtime, &run, all, async |case, setup| case.run(setup).await)
         }
+        None => measure(&runtime, &arguments.run, Case::all(), async |case, setup| case.run(setup).await),
     }
 }
 
@@ -126,15 +142,22 @@ fn serve_model(tokens: u32, tokens_per_second: u32) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(arguments: &Arguments, setup: &Setup) -> anyhow::Result<ExitCode> {
-    println!("{}\n", setup::machine(setup)?);
-    let all: Vec<Case> = Case::value_variants().iter().copied().filter(|case| *case != Case::Baselines).collect();
-    let cases = if arguments.case.is_empty() { &all } else { &arguments.case };
+/// Runs the cases on the generator's core, and prints their rows.
+fn measure<C: ValueEnum + Copy + Send + Sync>(
+    runtime: &tokio::runtime::Runtime,
+    run: &Run<C>,
+    all: Vec<C>,
+    measured: impl AsyncFn(C, &Setup) -> anyhow::Result<Vec<Row>>,
+) -> anyhow::Result<ExitCode> {
+    let setup = Setup::new(run.quick);
+    println!("{}\n", setup::machine(&setup)?);
+    let cases = if run.case.is_empty() { all } else { run.case.clone() };
     let (mut rows, mut broken) = (Vec::new(), 0);
     for case in cases {
         let name = case.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         eprintln!("running {name} ...");
-        let ran = tokio::time::timeout(CASE_TIMEOUT, Box::pin(case.run(setup))).await;
+        let timed = async { tokio::time::timeout(CASE_TIMEOUT, Box::pin(measured(case, &setup))).await };
+        let ran = on_core(setup.generator_core, || Ok(runtime.block_on(timed)))?;
         match ran.unwrap_or_else(|_| Err(anyhow::anyhow!("not done in {} s", CASE_TIMEOUT.as_secs()))) {
             Ok(more) => rows.extend(more),
             Err(error) => {
@@ -144,7 +167,7 @@ async fn measure(arguments: &Arguments, setup: &Setup) -> anyhow::Result<ExitCod
         }
     }
     println!("{}", report::table(&rows));
-    if let Some(file) = &arguments.json {
+    if let Some(file) = &run.json {
         std::fs::write(file, serde_json::to_vec_pretty(&rows)?)?;
     }
     let failed = rows.iter().filter(|row| !row.passes()).count();
