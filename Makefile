@@ -48,7 +48,8 @@ bench: ## Measure speed and memory against baselines in the same run (ARGS="--qu
 
 .PHONY: bench-redis
 bench-redis: ## Measure sessions in Redis: cost, takeover, rollout, reconnects (the same ARGS)
-	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests
+	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests \
+		--bin chatgateway-dataplane --bin bench --bin model-sim
 	target/release/bench redis $(ARGS)
 
 .PHONY: crds
