@@ -24,7 +24,7 @@ use setup::Setup;
 use wire::Mode;
 
 /// Longest one case may take.
-const CASE_TIMEOUT: Duration = Duration::from_secs(900);
+const CASE_TIMEOUT: Duration = Duration::from_secs(1_800);
 
 /// Measures the data plane beside this program, and prints a table. Exit code 1: a figure that must hold does not.
 #[derive(Parser)]

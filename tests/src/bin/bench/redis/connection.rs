@@ -25,6 +25,9 @@ pub struct Event<'a> {
     pub text: Option<Cow<'a, str>>,
     /// Of an error.
     pub code: Option<&'a str>,
+    /// Of an error: whether the same may be asked again, and when.
+    pub retryable: Option<bool>,
+    pub retry_after_ms: Option<u64>,
     /// Of `resumed`.
     pub recovered: Option<bool>,
     /// Of `go_away`.

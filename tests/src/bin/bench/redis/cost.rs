@@ -57,20 +57,25 @@ fn command_stats(line: &str) -> Option<(String, u64, u64)> {
     Some((name.split('|').next().unwrap_or(name).to_owned(), field("calls")?, field("usec")?))
 }
 
-/// Microseconds of the commands that were sent.
-fn sent_us(before: &Stats, after: &Stats, sent: &Counts) -> f64 {
+/// Microseconds of each call of a command, of those that were sent.
+fn call_us(before: &Stats, after: &Stats, sent: &Counts) -> Vec<(String, f64)> {
     let of = |stats: &Stats, name: &str| {
         let lines = stats.commands.iter().filter(|(command, _, _)| command == name);
         lines.fold((0, 0), |(calls, us), (_, more_calls, more_us)| (calls + more_calls, us + more_us))
     };
-    let us = |(name, count): (&String, &u64)| {
+    let us = |name: &String| {
         let ((calls_before, us_before), (calls, us)) = (of(before, name), of(after, name));
         match calls - calls_before {
-            0 => 0.0,
-            calls => (us - us_before) as f64 * *count as f64 / calls as f64,
+            0 => (name.clone(), 0.0),
+            calls => (name.clone(), (us - us_before) as f64 / calls as f64),
         }
     };
-    sent.iter().map(us).sum()
+    sent.keys().map(us).collect()
+}
+
+/// Microseconds of the commands that were sent.
+fn sent_us(calls_us: &[(String, f64)], sent: &Counts) -> f64 {
+    calls_us.iter().map(|(name, us)| us * sent.get(name).copied().unwrap_or(0) as f64).sum()
 }
 
 /// The rows of this case.
@@ -87,6 +92,8 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     let tokens = (ground.model_calls().await? * TOKENS) as f64;
     let all: u64 = sent.values().sum();
     let names: Vec<String> = sent.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let calls_us = call_us(&before, &after, &sent);
+    let calls: Vec<String> = calls_us.iter().map(|(name, us)| format!("{name} {us:.1}")).collect();
     let case = format!("Redis, a token of {ANSWERS} answers of {TOKENS} at 50 tokens/s");
     let faults = measured.faults.of_entries() + measured.faults.failed;
     Ok(vec![
@@ -95,11 +102,13 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
             names.join(", "),
             (after.processed - before.processed) as f64 / tokens
         )),
-        Row::figure(format!("{case}: server CPU in commands"), sent_us(&before, &after, &sent) / tokens, "µs")
+        Row::figure(format!("{case}: server CPU in commands"), sent_us(&calls_us, &sent) / tokens, "µs")
             .bounds(Bound::AtMost(3.0), Bound::AtMost(1.5))
             .note(format!(
-                "the whole process, with its reads and writes: {:.2}",
-                after.cpu.saturating_sub(before.cpu).as_secs_f64() * 1e6 / tokens
+                "a call: {}; the whole process, with its reads and writes: {:.2}{}",
+                calls.join(", "),
+                after.cpu.saturating_sub(before.cpu).as_secs_f64() * 1e6 / tokens,
+                ground.disk()
             )),
         Row::figure(format!("{case}: faults"), faults as f64, "")
             .must(Bound::AtMost(0.0))
@@ -126,6 +135,6 @@ mod tests {
         // Ten more XADDs, of which eight were sent, and two scripts with the other two inside.
         let after = stats(&[("xadd", 12, 60), ("evalsha", 2, 30), ("xlen", 2, 4)]);
         let sent = [("xadd".to_owned(), 8), ("evalsha".to_owned(), 2)].into();
-        assert!((sent_us(&before, &after, &sent) - 70.0).abs() < 1e-9);
+        assert!((sent_us(&call_us(&before, &after, &sent), &sent) - 70.0).abs() < 1e-9);
     }
 }

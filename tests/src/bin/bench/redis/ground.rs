@@ -77,6 +77,14 @@ impl Ground {
         Ok(pods)
     }
 
+    /// How often Redis had to wait for its disk, as the end of a note. It stands still then, and with it everything.
+    pub fn disk(&self) -> String {
+        match self.redis.info("persistence", "aof_delayed_fsync").as_deref() {
+            None | Some("0") => String::new(),
+            Some(times) => format!("; Redis WAITED for its disk {times} times: rely on no time here"),
+        }
+    }
+
     /// Calls the model server was asked for.
     pub async fn model_calls(&self) -> anyhow::Result<u64> {
         let calls = HttpClient::new(self.simulator).get("/sim/calls").await?.json()?;

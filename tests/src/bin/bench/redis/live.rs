@@ -233,8 +233,11 @@ pub async fn delay(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     let case = format!("token delay added by commits, {DELAY_ANSWERS} answers, local Redis");
     let row = |quantile, name: &str| {
         let (own, base) = (with.delay_ms(quantile), without.delay_ms(quantile));
-        Row::figure(format!("{case}: {name}"), own - base, "ms")
-            .note(format!("{own:.3} with Redis − {base:.3} with Memory; {} tokens", with.tokens))
+        Row::figure(format!("{case}: {name}"), own - base, "ms").note(format!(
+            "{own:.3} with Redis − {base:.3} with Memory; {} tokens{}",
+            with.tokens,
+            ground.disk()
+        ))
     };
     let faults = with.faults.of_entries() + with.faults.failed;
     Ok(vec![
@@ -284,24 +287,22 @@ pub async fn cpu(setup: &Setup) -> anyhow::Result<Vec<Row>> {
 mod tests {
     use super::*;
 
-    fn text(text: &str) -> Event<'_> {
-        let kind = "delta";
-        Event { kind, id: None, text: Some(text.into()), code: None, recovered: None, reconnect_after_ms: None }
-    }
-
     #[test]
     fn tokens_are_counted_timed_and_looked_at() {
         let stamp = |ns: u64| format!("@{ns:020};");
+        let delta = |text: &str| format!(r#"{{"type":"delta","text":"{text}"}}"#);
         let now = monotonic_ns();
         let mut measured = Measured::new().unwrap();
         let mut tokens = Tokens::default();
-        tokens.read(&text(&stamp(now - 2_000_000)), Some(&mut measured));
-        let two = format!("{}{}", stamp(now - 1_000_000), stamp(now));
-        tokens.read(&text(&two), Some(&mut measured));
+        let frame = delta(&stamp(now - 2_000_000));
+        tokens.read(&Event::parse(frame.as_bytes()).unwrap(), Some(&mut measured));
+        let frame = delta(&format!("{}{}", stamp(now - 1_000_000), stamp(now)));
+        tokens.read(&Event::parse(frame.as_bytes()).unwrap(), Some(&mut measured));
         assert_eq!((tokens.count, tokens.unordered), (3, false));
         assert_eq!((measured.tokens, measured.entries, measured.delay.len(), measured.gap.len()), (3, 2, 3, 2));
         assert!(measured.delay.max() >= 2_000_000 && measured.delay_ms(1.0) < 1_000.0);
-        tokens.read(&text(&stamp(now - 5)), None);
+        let frame = delta(&stamp(now - 5));
+        tokens.read(&Event::parse(frame.as_bytes()).unwrap(), None);
         assert_eq!((tokens.count, tokens.unordered, measured.tokens), (4, true, 3));
     }
 }

@@ -94,7 +94,7 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
         none("further model calls", calls.abs_diff(all)).note(format!("{calls} calls")),
         Row::figure(format!("{case}: from resume to the first missed text, p99"), ms(0.99), "ms")
             .bounds(Bound::AtMost(500.0), Bound::AtMost(250.0))
-            .note(format!("p50 {:.1}, highest {:.1}; {} samples", ms(0.5), ms(1.0), waited.len())),
+            .note(format!("p50 {:.1}, highest {:.1}; {} samples{}", ms(0.5), ms(1.0), waited.len(), ground.disk())),
     ])
 }
 

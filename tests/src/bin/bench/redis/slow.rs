@@ -63,11 +63,12 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
         )
         .bounds(Bound::AtMost(3.0), Bound::AtMost(2.0))
         .note(format!(
-            "p50 {:.1}, highest {:.1}; {:.2} tokens an entry; near: p99 {:.2}",
+            "p50 {:.1}, highest {:.1}; {:.2} tokens an entry; near: p99 {:.2}{}",
             far.delay_ms(0.5),
             far.delay_ms(1.0),
             far.tokens as f64 / far.entries as f64,
-            near.delay_ms(0.99)
+            near.delay_ms(0.99),
+            ground.disk()
         )),
         Row::against(format!("{case}: RSS against before"), mib(after), "MiB", mib(before), mib(after) / mib(before))
             .bounds(Bound::AtMost(1.3), Bound::AtMost(1.1)),

@@ -81,10 +81,10 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
         }
     }
     let calls = ground.model_calls().await?;
-    Ok(rows(&seen, rounds, calls))
+    Ok(rows(&seen, rounds, calls, &ground.disk()))
 }
 
-fn rows(seen: &Seen, rounds: usize, calls: u64) -> Vec<Row> {
+fn rows(seen: &Seen, rounds: usize, calls: u64, disk: &str) -> Vec<Row> {
     let all = (rounds * SESSIONS) as u64;
     let case = format!("pod killed at {SESSIONS} answers on {PODS} pods");
     let ttl = LEASE_TTL.as_secs_f64();
@@ -104,7 +104,7 @@ fn rows(seen: &Seen, rounds: usize, calls: u64) -> Vec<Row> {
         Row::figure(format!("{case}: from kill to next token, p50"), seconds(0.5), "s").bounds(bounds.0, bounds.1),
         Row::figure(format!("{case}: from kill to next token, highest"), seconds(1.0), "s")
             .bounds(bounds.0, bounds.1)
-            .note(format!("p99 {:.2} s", seconds(0.99))),
+            .note(format!("p99 {:.2} s{disk}", seconds(0.99))),
     ]
 }
 
