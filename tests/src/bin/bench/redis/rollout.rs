@@ -70,6 +70,8 @@ struct Shared {
 struct Seen {
     /// The largest gap between two texts of each turn, µs, by phase.
     gaps: [Histogram<u64>; AFTER],
+    /// The same during the replacement, of turns whose client moved meanwhile.
+    moved: Histogram<u64>,
     faults: Faults,
     turns: u64,
     /// Times a turn was sent again after a refusal: elsewhere, since the pod drained, or for another reason.
@@ -97,6 +99,7 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
         begun: AtomicU64::new(0),
         seen: Mutex::new(Seen {
             gaps: [histogram()?, histogram()?, histogram()?],
+            moved: histogram()?,
             faults: Faults::default(),
             turns: 0,
             sent_again: 0,
@@ -129,6 +132,7 @@ fn rows(seen: &Seen, took: Duration, disk: &str) -> Vec<Row> {
     let none =
         |what: &str, count: u64| Row::figure(format!("{case}: {what}"), count as f64, "").must(Bound::AtMost(0.0));
     let ms = |phase: usize, quantile| seen.gaps[phase].value_at_quantile(quantile) as f64 / 1_000.0;
+    let moved_ms = |quantile| seen.moved.value_at_quantile(quantile) as f64 / 1_000.0;
     let (own, base) = (ms(REPLACING, 0.99), ms(BASELINE, 0.99));
     vec![
         none("turns failed", seen.faults.failed).note(format!(
@@ -146,13 +150,16 @@ fn rows(seen: &Seen, took: Duration, disk: &str) -> Vec<Row> {
             .bounds(Bound::AtMost(300.0), Bound::AtMost(300.0))
             .note(format!(
                 "largest gap between a turn's texts {own:.0} − {base:.0} without; p50 {:.0} − {:.0}, p90 {:.0} − {:.0}, \
-                 highest {:.0} − {:.0}{disk}",
+                 highest {:.0} − {:.0}; {} turns whose client moved: p50 {:.0}, p99 {:.0}{disk}",
                 ms(REPLACING, 0.5),
                 ms(BASELINE, 0.5),
                 ms(REPLACING, 0.9),
                 ms(BASELINE, 0.9),
                 ms(REPLACING, 1.0),
-                ms(BASELINE, 1.0)
+                ms(BASELINE, 1.0),
+                seen.moved.len(),
+                moved_ms(0.5),
+                moved_ms(0.99)
             )),
     ]
 }
@@ -207,6 +214,8 @@ struct Turn {
     /// Whether an entry of it came.
     begun: bool,
     over: bool,
+    /// Whether the client moved to another connection.
+    moved: bool,
     /// When it is to be sent again, after a refusal.
     repeat_after: Option<Duration>,
     refusals: u32,
@@ -257,11 +266,22 @@ impl Client {
         let mut number = 0;
         while self.shared.phase.load(Relaxed) < AFTER {
             let gaps = [Duration::ZERO; AFTER];
-            let mut turn =
-                Turn { number, begun: false, over: false, repeat_after: None, refusals: 0, last_text: None, gaps };
+            let mut turn = Turn {
+                number,
+                begun: false,
+                over: false,
+                moved: false,
+                repeat_after: None,
+                refusals: 0,
+                last_text: None,
+                gaps,
+            };
             self.turn(&mut turn).await?;
             number += 1;
             let mut seen = self.shared.seen.lock();
+            if turn.moved && !turn.gaps[REPLACING].is_zero() {
+                seen.moved.record(u64::try_from(turn.gaps[REPLACING].as_micros())?)?;
+            }
             for (gap, histogram) in turn.gaps.iter().zip(&mut seen.gaps) {
                 if !gap.is_zero() {
                     histogram.record(u64::try_from(gap.as_micros())?)?;
@@ -362,6 +382,7 @@ impl Client {
     /// Resumes over a new connection. The old one is read until that is so.
     async fn move_to(&mut self, mut new: Connection, turn: &mut Turn) -> anyhow::Result<()> {
         self.moves += 1;
+        turn.moved = true;
         if self.story.position != EntryId::ZERO {
             new.resume(&self.story.session, self.story.position).await?;
             loop {
