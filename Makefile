@@ -3,6 +3,8 @@
 SHELL := bash
 CARGO ?= cargo
 MANIFEST ?= examples/quickstart.yaml
+# More than there are cores: tests with real processes mostly wait.
+TEST_THREADS ?= 4
 
 .PHONY: help
 help: ## Show this list
@@ -26,7 +28,7 @@ lint: ## Check formatting and lints
 unit: ## Run the Rust tests: unit, golden, property, in-process and with real processes
 	@tests/install-redis.sh
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --workspace
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --workspace
 
 .PHONY: page-test
 page-test: ## Test the chat page in a real headless Chromium
