@@ -70,8 +70,8 @@ curl -fsS "$admin/status" >/dev/null
 stop
 
 echo "examples/openai.yaml in front of an OpenAI-compatible server"
-cargo build --release --quiet -p chatgateway-tests --bin model-sim
-setsid target/release/model-sim --listen 127.0.0.1:0 >"$work/model-sim.log" 2>&1 &
+cargo build --quiet --workspace --bins
+setsid target/debug/model-sim --listen 127.0.0.1:0 >"$work/model-sim.log" 2>&1 &
 pids+=("$!")
 eventually 20 "the model server" grep -qE '[0-9.]+:[0-9]+' "$work/model-sim.log"
 server=$(grep -oE '127\.0\.0\.1:[0-9]+' "$work/model-sim.log" | head -n 1)

@@ -16,7 +16,7 @@ if [ -n "${1:-}" ] && [ "${1#-}" = "$1" ]; then
   shift
 fi
 if [ -z "${CHATGATEWAY_DATAPLANE:-}" ]; then
-  (cd "$root" && cargo build --quiet -p chatgateway-dataplane)
+  (cd "$root" && cargo build --quiet --workspace --bins)
   CHATGATEWAY_DATAPLANE=${CARGO_TARGET_DIR:-$root/target}/debug/chatgateway-dataplane
 fi
 export CHATGATEWAY_DATAPLANE

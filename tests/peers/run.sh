@@ -13,7 +13,7 @@ export CHATGATEWAY_CACHE=${CHATGATEWAY_CACHE:-$PWD/.cache}
 mkdir -p "$CHATGATEWAY_CACHE/peers"
 if [ -z "${BIN_DIR:-}" ]; then
   echo "peers: building the programs ..."
-  cargo build --quiet -p chatgateway-dataplane -p chatgateway-tests --bins
+  cargo build --quiet --workspace --bins
   BIN_DIR=$PWD/target/debug
 fi
 export BIN_DIR
