@@ -89,7 +89,7 @@ fn the_defaults_of_the_resource_are_those_of_the_code() {
     ];
     let mut checked = 0;
     for upstream in upstreams {
-        let plain = json!({"upstreams": [upstream]});
+        let plain = json!({"upstreams": [upstream], "rateLimits": [{"per": "User", "requestsPerSecond": 1}]});
         let section = |path: &str| ["openAI", "simple", "demo"].into_iter().find(|s| path.contains(&format!("].{s}.")));
         for row in rows("The resource") {
             let Some(default) = row.default else { continue };

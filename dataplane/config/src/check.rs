@@ -92,11 +92,6 @@ impl Checker {
         }
         text.map(PathBuf::from)
     }
-
-    /// Refuses what this release does not do yet, rather than ignoring it.
-    pub(crate) fn unavailable(&mut self, path: impl Into<String>, what: &str, instead: &str) {
-        self.refuse(path, format!("{what} not available in this release; {instead}"));
-    }
 }
 
 /// A duration of one or several numbers with units, `ms`, `s`, `m` or `h`.

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::parts::{
-    Affinity, Batching, CircuitBreaker, Demo, Drain, DurationText, History, Keepalive, Limits, Log, Pool, RateLimit,
-    RedisMode, Simple, StoreType, Timeouts, UpstreamType,
+    Affinity, Batching, CircuitBreaker, Demo, Discovery, Drain, DurationText, History, Keepalive, Limits, Log, Pool,
+    PromptFormat, RateLimit, RedisMode, Retries, Simple, StoreType, Timeouts, UpstreamType,
 };
 
 /// Derives what every section of the file needs: camelCase names, unknown fields refused.
@@ -105,12 +105,18 @@ section! {
         /// When calls are stopped for a while.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub circuit_breaker: Option<CircuitBreaker>,
+        /// Which calls are made again.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub retries: Option<Retries>,
         /// How turns are gathered.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub batching: Option<Batching>,
-        /// Base URLs of several equal servers.
+        /// Base URLs of further servers, equal to the first.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub endpoints: Vec<String>,
+        /// What the host of a URL stands for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub discovery: Option<Discovery>,
         /// Which of them a session uses.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub affinity: Option<Affinity>,
@@ -128,6 +134,10 @@ section! {
         /// Whether the server continues a partial answer that ends the messages. False by default.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub prefill: Option<bool>,
+        /// Asks `/completions` for turns, with the conversation as one prompt in this format; then several turns can be one
+        /// call. By default turns ask `/chat/completions`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub prompt_format: Option<PromptFormat>,
     }
 
     /// Sessions.

@@ -8,15 +8,18 @@ mod check;
 mod error;
 pub mod file;
 pub mod parts;
+mod rate_limits;
 mod redis;
 mod resolve;
 mod settings;
+mod upstreams;
 pub mod yaml;
 
 pub use error::{ConfigErrors, Violation};
-pub use parts::{LogFormat, LogLevel, RedisMode};
+pub use parts::{Discovery, LimitPer, LogFormat, LogLevel, OnStoreFailure, PromptFormat, RedisMode};
 pub use settings::{
-    DrainSettings, Endpoint, GatewaySettings, KeepaliveSettings, LimitSettings, ListenerSettings, LogSettings,
-    PoolSettings, RedisSettings, RedisTlsSettings, SessionSettings, Settings, StoreSettings, TimeoutSettings,
-    UpstreamKind, UpstreamSettings, needs_restart,
+    BatchingSettings, BreakerSettings, DrainSettings, Endpoint, EndpointSettings, GatewaySettings, KeepaliveSettings,
+    LimitSettings, LimitUnit, ListenerSettings, LogSettings, PoolSettings, RateLimitSettings, RedisSettings,
+    RedisTlsSettings, RetrySettings, SessionSettings, Settings, StoreSettings, TimeoutSettings, UpstreamKind,
+    UpstreamSettings, needs_restart,
 };

@@ -73,6 +73,22 @@ choice! {
         Adaptive,
     }
 
+    /// What the host of a URL stands for.
+    pub enum Discovery {
+        /// One endpoint, whatever its addresses.
+        Host,
+        /// An endpoint for each of its addresses, which are looked up again every few seconds.
+        Addresses,
+    }
+
+    /// How a conversation is written as one prompt, for servers that continue text.
+    pub enum PromptFormat {
+        /// `User: …`, `Assistant: …`, line by line.
+        Plain,
+        /// `<|im_start|>role … <|im_end|>`, as Qwen and many others are trained on.
+        ChatML,
+    }
+
     /// Which endpoint of an upstream a session uses.
     pub enum Affinity {
         /// Any, the less loaded one of two.
@@ -206,35 +222,61 @@ part! {
 
     /// When calls of an upstream are stopped for a while.
     pub struct CircuitBreaker {
-        /// Calls that are looked at.
+        /// Calls that are looked at. 50 by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 10_000)))]
         pub sliding_window_size: Option<i32>,
-        /// Calls before it judges.
+        /// Calls before it judges. 20 by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 10_000)))]
         pub minimum_number_of_calls: Option<i32>,
-        /// Percentage of failures at which it opens.
+        /// Percentage of failures at which it opens. 40 by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 100)))]
         pub failure_rate_threshold: Option<i32>,
-        /// How long it stays open before it probes.
+        /// How long it stays open before it probes. `5s` by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub wait_duration_in_open_state: Option<DurationText>,
+        /// Calls that probe, all of which are judged before it closes. 10 by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000)))]
+        pub permitted_number_of_calls_in_half_open_state: Option<i32>,
+        /// From which time to the first token on a call is slow. By default calls are never slow.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub slow_call_duration_threshold: Option<DurationText>,
+        /// Percentage of slow calls at which it opens. 100 by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 100)))]
+        pub slow_call_rate_threshold: Option<i32>,
+    }
+
+    /// Calls that are made again because they failed before the first token.
+    pub struct Retries {
+        /// How often one turn's call is made at one upstream, the first included. 3 by default; 1 makes none again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 10)))]
+        pub max_attempts: Option<i32>,
+        /// How many calls may be further attempts, as a percentage of the first ones. 10 by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 100)))]
+        pub budget_percent: Option<i32>,
     }
 
     /// How turns are gathered into batches.
     pub struct Batching {
-        /// Whether and how. `Off` by default.
+        /// Whether and how. By default `Adaptive` where the model server takes several prompts in one call, else `Off`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub mode: Option<BatchingMode>,
-        /// Turns of one batch.
+        /// Turns of one batch. 4 by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 256)))]
         pub max_batch_size: Option<i32>,
-        /// How long a turn waits for others.
+        /// How long a turn waits for others. `50ms` by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub max_delay: Option<DurationText>,
+        /// With `Adaptive`: the time to the first token that 99 of 100 turns are to keep. `300ms` by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub first_token_target: Option<DurationText>,
     }
 
     /// What is kept of a session for the next prompt.
@@ -252,21 +294,21 @@ part! {
         pub per: Option<LimitPer>,
         /// Turns a second.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000_000)))]
+        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 100_000_000)))]
         pub requests_per_second: Option<i32>,
         /// Turns a minute.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000_000)))]
+        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 100_000_000)))]
         pub requests_per_minute: Option<i32>,
         /// Model tokens a minute.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000_000)))]
+        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 100_000_000)))]
         pub tokens_per_minute: Option<i32>,
-        /// What a full bucket holds.
+        /// What a full bucket holds. By default what comes in a second, or with limits a minute in a minute.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000_000)))]
+        #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 100_000_000)))]
         pub burst: Option<i32>,
-        /// What happens while the store is away.
+        /// What happens while the store is away. `LocalShare` by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub on_store_failure: Option<OnStoreFailure>,
     }

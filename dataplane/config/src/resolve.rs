@@ -1,6 +1,5 @@
 //! From a configuration as it is written to the settings it means.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 
 use chatgateway_core::limits::settings as bounds;
@@ -8,13 +7,13 @@ use chatgateway_core::limits::settings as bounds;
 use crate::check::{Checker, show};
 use crate::error::ConfigErrors;
 use crate::file::{self, File};
-use crate::parts::{self, Affinity, BatchingMode, StoreType, UpstreamType};
-use crate::redis;
+use crate::parts::{self, StoreType};
 use crate::settings::{
-    DrainSettings, GatewaySettings, KeepaliveSettings, LimitSettings, ListenerSettings, LogSettings, PoolSettings,
-    SessionSettings, Settings, StoreSettings, TimeoutSettings, UpstreamKind, UpstreamSettings,
+    DrainSettings, GatewaySettings, KeepaliveSettings, LimitSettings, ListenerSettings, LogSettings, SessionSettings,
+    Settings, StoreSettings,
 };
 use crate::yaml::join;
+use crate::{rate_limits, redis, upstreams};
 
 /// Checks a whole file.
 pub(crate) fn resolve(file: &File) -> Result<Settings, ConfigErrors> {
@@ -23,17 +22,15 @@ pub(crate) fn resolve(file: &File) -> Result<Settings, ConfigErrors> {
         gateway: gateway(&mut c, file.gateway.as_ref()),
         listeners: listeners(&mut c, file.listeners.as_ref()),
         workers: workers(&mut c, file.workers),
-        upstreams: upstreams(&mut c, &file.upstreams),
+        upstreams: upstreams::resolve(&mut c, &file.upstreams),
         sessions: sessions(&mut c, file.sessions.as_ref()),
+        rate_limits: rate_limits::resolve(&mut c, &file.rate_limits),
         keepalive: keepalive(&mut c, file.keepalive.as_ref()),
         drain: drain(&mut c, file.drain.as_ref()),
         limits: limits(&mut c, file.limits.as_ref()),
         log: log(file.log.as_ref()),
         hash: String::new(),
     };
-    if !file.rate_limits.is_empty() {
-        c.unavailable("rateLimits", "rate limits are", "remove them");
-    }
     let violations = c.into_violations();
     if violations.is_empty() { Ok(settings.hashed()) } else { Err(ConfigErrors::from(violations)) }
 }
@@ -52,7 +49,7 @@ fn gateway(c: &mut Checker, raw: Option<&file::Gateway>) -> GatewaySettings {
 }
 
 /// A DNS label: names become parts of object names and metric labels.
-fn check_name(c: &mut Checker, path: &str, name: &str) {
+pub(crate) fn check_name(c: &mut Checker, path: &str, name: &str) {
     if name.is_empty() {
         return c.refuse(path, "is missing; give it a short name");
     }
@@ -91,141 +88,6 @@ fn listeners(c: &mut Checker, raw: Option<&file::Listeners>) -> ListenerSettings
 
 fn workers(c: &mut Checker, raw: Option<i32>) -> Option<usize> {
     raw.map(|_| c.number("", "workers", raw, 1, &bounds::WORKERS))
-}
-
-fn upstreams(c: &mut Checker, raw: &[file::Upstream]) -> Vec<UpstreamSettings> {
-    if raw.is_empty() {
-        return vec![UpstreamSettings::default()];
-    }
-    if raw.len() > bounds::UPSTREAMS_MAX {
-        c.refuse("upstreams", format!("{} are too many; at most {}", raw.len(), bounds::UPSTREAMS_MAX));
-    }
-    let mut names = HashSet::new();
-    let resolved = raw.iter().take(bounds::UPSTREAMS_MAX).enumerate().map(|(index, raw)| {
-        let at = format!("upstreams[{index}]");
-        check_name(c, &join(&at, "name"), &raw.name);
-        if !raw.name.is_empty() && !names.insert(raw.name.as_str()) {
-            c.refuse(join(&at, "name"), format!("`{}` is the name of another upstream", raw.name));
-        }
-        upstream(c, &at, raw)
-    });
-    resolved.collect()
-}
-
-fn upstream(c: &mut Checker, at: &str, raw: &file::Upstream) -> UpstreamSettings {
-    if raw.circuit_breaker.is_some() {
-        c.unavailable(join(at, "circuitBreaker"), "circuit breakers are", "remove it");
-    }
-    if let Some(batching) = &raw.batching {
-        match batching.mode {
-            None | Some(BatchingMode::Off) => {}
-            Some(mode) => c.unavailable(join(at, "batching.mode"), &format!("{mode:?} is"), "use Off"),
-        }
-    }
-    if !raw.endpoints.is_empty() {
-        c.unavailable(join(at, "endpoints"), "several endpoints are", "give one url");
-    }
-    if raw.affinity.is_some_and(|affinity| affinity != Affinity::None) {
-        c.unavailable(join(at, "affinity"), "Session is", "use None");
-    }
-    UpstreamSettings {
-        name: raw.name.clone(),
-        kind: kind(c, at, raw),
-        pool: pool(c, &join(at, "pool"), raw.pool.as_ref()),
-        timeouts: timeouts(c, &join(at, "timeouts"), raw.timeouts.as_ref()),
-    }
-}
-
-fn kind(c: &mut Checker, at: &str, raw: &file::Upstream) -> UpstreamKind {
-    let sections = [
-        (UpstreamType::OpenAI, "openAI", raw.openai.is_some()),
-        (UpstreamType::Simple, "simple", raw.simple.is_some()),
-        (UpstreamType::Demo, "demo", raw.demo.is_some()),
-    ];
-    let Some(kind) = raw.kind else {
-        c.refuse(join(at, "type"), "is missing; it is OpenAI, Simple or Demo");
-        return UpstreamSettings::default().kind;
-    };
-    for (of, key, given) in sections {
-        if given && of != kind {
-            c.refuse(join(at, key), format!("does not fit `type: {kind:?}`; remove it or change the type"));
-        }
-        if !given && of == kind && kind != UpstreamType::Demo {
-            c.refuse(join(at, key), format!("is missing; `type: {kind:?}` needs it"));
-        }
-    }
-    match (kind, &raw.openai, &raw.simple) {
-        (UpstreamType::OpenAI, Some(openai), _) => open_ai(c, &join(at, "openAI"), openai),
-        (UpstreamType::Simple, _, Some(simple)) => {
-            let at = join(at, "simple");
-            let max_tokens = c.number(&at, "maxTokens", simple.max_tokens, 512, &bounds::ANSWER_TOKENS);
-            UpstreamKind::Simple { url: c.url(&at, "url", &simple.url), max_tokens }
-        }
-        _ => demo(c, &join(at, "demo"), raw.demo.as_ref()),
-    }
-}
-
-fn open_ai(c: &mut Checker, at: &str, raw: &file::OpenAi) -> UpstreamKind {
-    if raw.model.is_empty() || raw.model.len() > 256 || raw.model.chars().any(char::is_control) {
-        c.refuse(join(at, "model"), "is missing or no name; write the model's name as the server knows it");
-    }
-    UpstreamKind::OpenAi {
-        url: c.url(at, "url", &raw.url),
-        model: raw.model.clone(),
-        api_key_file: c.file(at, "apiKeyFile", raw.api_key_file.as_deref()),
-        prefill: raw.prefill.unwrap_or(false),
-    }
-}
-
-fn demo(c: &mut Checker, at: &str, raw: Option<&parts::Demo>) -> UpstreamKind {
-    let empty = parts::Demo::default();
-    let raw = raw.unwrap_or(&empty);
-    let default = std::time::Duration::from_millis(30);
-    let token_delay = c.duration(at, "tokenDelay", raw.token_delay.as_ref(), default, &bounds::DEMO_TOKEN_DELAY);
-    let answer_bytes =
-        raw.answer_bytes.map(|_| c.number(at, "answerBytes", raw.answer_bytes, 1, &bounds::DEMO_ANSWER_BYTES));
-    UpstreamKind::Demo { token_delay, answer_bytes }
-}
-
-fn pool(c: &mut Checker, at: &str, raw: Option<&parts::Pool>) -> PoolSettings {
-    let default = PoolSettings::default();
-    let Some(raw) = raw else { return default };
-    PoolSettings {
-        max_concurrent: c.number(
-            at,
-            "maxConcurrent",
-            raw.max_concurrent,
-            default.max_concurrent,
-            &bounds::POOL_CONCURRENT,
-        ),
-        max_queued: c.number(at, "maxQueued", raw.max_queued, default.max_queued, &bounds::POOL_QUEUED),
-        queue_timeout: c.duration(
-            at,
-            "queueTimeout",
-            raw.queue_timeout.as_ref(),
-            default.queue_timeout,
-            &bounds::QUEUE_TIMEOUT,
-        ),
-    }
-}
-
-fn timeouts(c: &mut Checker, at: &str, raw: Option<&parts::Timeouts>) -> TimeoutSettings {
-    let default = TimeoutSettings::default();
-    let Some(raw) = raw else { return default };
-    let range = &bounds::CALL_TIMEOUT;
-    let timeouts = TimeoutSettings {
-        connect: c.duration(at, "connect", raw.connect.as_ref(), default.connect, range),
-        first_token: c.duration(at, "firstToken", raw.first_token.as_ref(), default.first_token, range),
-        between_tokens: c.duration(at, "betweenTokens", raw.between_tokens.as_ref(), default.between_tokens, range),
-        total: c.duration(at, "total", raw.total.as_ref(), default.total, range),
-    };
-    for (key, step) in [("firstToken", timeouts.first_token), ("betweenTokens", timeouts.between_tokens)] {
-        if step > timeouts.total {
-            let message = format!("{} is longer than `total`, which is {}", show(step), show(timeouts.total));
-            c.refuse(join(at, key), message);
-        }
-    }
-    timeouts
 }
 
 fn sessions(c: &mut Checker, raw: Option<&file::Sessions>) -> SessionSettings {

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::ConfigErrors;
 use crate::file::File;
-use crate::parts::{LogFormat, LogLevel, RedisMode};
+use crate::parts::{Discovery, LimitPer, LogFormat, LogLevel, OnStoreFailure, PromptFormat, RedisMode};
 use crate::{resolve, yaml};
 
 /// Everything the data plane is told. Cheap to share behind an `Arc`; never changed in place.
@@ -25,6 +25,8 @@ pub struct Settings {
     pub upstreams: Vec<UpstreamSettings>,
     /// Sessions.
     pub sessions: SessionSettings,
+    /// Rate limits. A turn must pass all of them.
+    pub rate_limits: Vec<RateLimitSettings>,
     /// How dead connections are found.
     pub keepalive: KeepaliveSettings,
     /// How the pod leaves.
@@ -73,6 +75,101 @@ pub struct UpstreamSettings {
     pub pool: PoolSettings,
     /// How long each step may take.
     pub timeouts: TimeoutSettings,
+    /// Equal servers, and how a call finds its own. Means nothing with [`UpstreamKind::Demo`], as the rest does.
+    pub endpoints: EndpointSettings,
+    /// When calls of an endpoint are stopped for a while.
+    pub breaker: BreakerSettings,
+    /// Which calls are made again.
+    pub retries: RetrySettings,
+    /// How turns become one call.
+    pub batching: BatchingSettings,
+}
+
+/// Equal servers behind one upstream, and how a call finds its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct EndpointSettings {
+    /// Base URLs beside that of the upstream, without a slash at their ends.
+    pub further: Vec<String>,
+    /// What the host of a URL stands for. None: each address is an endpoint where the URL is `http`, and the host where it is
+    /// `https`.
+    pub discovery: Option<Discovery>,
+    /// Whether the turns of a session go to the same endpoint while that has room.
+    pub session_affinity: bool,
+}
+
+/// When calls of an endpoint are stopped for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BreakerSettings {
+    /// Calls that are looked at.
+    pub window: usize,
+    /// Calls before it judges; at most the window.
+    pub min_calls: usize,
+    /// Percentage of failures at which it opens.
+    pub failure_percent: u32,
+    /// How long it stays open before it probes.
+    pub open_for: Duration,
+    /// Calls that probe.
+    pub probes: usize,
+    /// From which time to the first token on a call is slow.
+    pub slow_after: Option<Duration>,
+    /// Percentage of slow calls at which it opens.
+    pub slow_percent: u32,
+}
+
+/// Which calls are made again before their first token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RetrySettings {
+    /// Calls of one turn at one upstream, the first included.
+    pub max_attempts: u32,
+    /// Further attempts by first ones, in percent.
+    pub budget_percent: u32,
+}
+
+/// How turns become one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum BatchingSettings {
+    /// One turn, one call.
+    Off,
+    /// A full batch or a delay, whichever comes first.
+    Fixed {
+        /// Turns of one batch.
+        max_size: usize,
+        /// How long a turn waits for others.
+        max_delay: Duration,
+    },
+    /// Gather only while the model server has no room.
+    Adaptive {
+        /// Turns of one batch at most.
+        max_size: usize,
+        /// How long a batch may be held back at most while there is room.
+        max_delay: Duration,
+        /// The time to the first token that 99 of 100 turns are to keep.
+        first_token_target: Duration,
+    },
+}
+
+/// One rate limit: a bucket for each of those that it is `per`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RateLimitSettings {
+    /// Who shares a bucket.
+    pub per: LimitPer,
+    /// What is counted.
+    pub unit: LimitUnit,
+    /// How many of them come into the bucket each minute.
+    pub per_minute: u64,
+    /// How many a full bucket holds.
+    pub burst: u64,
+    /// What happens while the store is away.
+    pub on_store_failure: OnStoreFailure,
+}
+
+/// What a rate limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum LimitUnit {
+    /// Turns, and stateless requests.
+    Requests,
+    /// Tokens of prompts and answers.
+    Tokens,
 }
 
 /// What a model server speaks, and where.
@@ -88,6 +185,8 @@ pub enum UpstreamKind {
         api_key_file: Option<PathBuf>,
         /// Whether it continues a partial answer that ends the messages.
         prefill: bool,
+        /// Asks `/completions` for turns, with prompts in this format.
+        prompt_format: Option<PromptFormat>,
     },
     /// A server with `POST /chat`.
     Simple {
@@ -278,6 +377,7 @@ impl Default for Settings {
             workers: None,
             upstreams: vec![UpstreamSettings::default()],
             sessions: SessionSettings::default(),
+            rate_limits: Vec::new(),
             keepalive: KeepaliveSettings::default(),
             drain: DrainSettings::default(),
             limits: LimitSettings::default(),
@@ -308,7 +408,31 @@ impl Default for UpstreamSettings {
             kind: UpstreamKind::Demo { token_delay: Duration::from_millis(30), answer_bytes: None },
             pool: PoolSettings::default(),
             timeouts: TimeoutSettings::default(),
+            endpoints: EndpointSettings::default(),
+            breaker: BreakerSettings::default(),
+            retries: RetrySettings::default(),
+            batching: BatchingSettings::Off,
         }
+    }
+}
+
+impl Default for BreakerSettings {
+    fn default() -> Self {
+        Self {
+            window: 50,
+            min_calls: 20,
+            failure_percent: 40,
+            open_for: Duration::from_secs(5),
+            probes: 10,
+            slow_after: None,
+            slow_percent: 100,
+        }
+    }
+}
+
+impl Default for RetrySettings {
+    fn default() -> Self {
+        Self { max_attempts: 3, budget_percent: 10 }
     }
 }
 

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use chatgateway_config::{
-    Endpoint, RedisMode, RedisSettings, RedisTlsSettings, Settings, StoreSettings, UpstreamKind, needs_restart,
+    BatchingSettings, BreakerSettings, Endpoint, LimitPer, LimitUnit, OnStoreFailure, PromptFormat, RateLimitSettings,
+    RedisMode, RedisSettings, RedisTlsSettings, RetrySettings, Settings, StoreSettings, UpstreamKind, needs_restart,
 };
 
 fn errors(text: &str) -> String {
@@ -53,6 +54,7 @@ fn everything_that_can_be_set_reaches_the_settings() {
         model: "m".into(),
         api_key_file: Some("/k".into()),
         prefill: true,
+        prompt_format: None,
     };
     let simple = UpstreamKind::Simple { url: "https://s".into(), max_tokens: 9 };
     let demo = UpstreamKind::Demo { token_delay: Duration::ZERO, answer_bytes: Some(50) };
@@ -124,25 +126,63 @@ fn all_violations_are_told_at_once() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_refused_and_not_ignored() {
+fn what_makes_no_sense_of_upstreams_and_limits_is_told() {
     let text = errors(
         "upstreams:\n\
          - name: a\n\
          \x20 type: Demo\n\
-         \x20 circuitBreaker: {failureRateThreshold: 40}\n\
+         \x20 circuitBreaker: {slidingWindowSize: 10, minimumNumberOfCalls: 20}\n\
          \x20 batching: {mode: Adaptive}\n\
-         \x20 endpoints: ['http://a']\n\
+         \x20 endpoints: ['http://a', 'http://a/', 'b']\n\
          \x20 affinity: Session\n\
-         rateLimits: [{per: User, requestsPerSecond: 1}]\n",
+         rateLimits: [{per: User, requestsPerSecond: 1, tokensPerMinute: 1}, {requestsPerMinute: 1}]\n",
     );
     let expected = [
-        "line 4, column 3: upstreams[0].circuitBreaker: circuit breakers are not available in this release; remove it",
-        "line 5, column 14: upstreams[0].batching.mode: Adaptive is not available in this release; use Off",
-        "line 6, column 3: upstreams[0].endpoints: several endpoints are not available in this release; give one url",
-        "line 7, column 3: upstreams[0].affinity: Session is not available in this release; use None",
-        "line 8, column 1: rateLimits: rate limits are not available in this release; remove them",
+        "line 4, column 43: upstreams[0].circuitBreaker.minimumNumberOfCalls: 20 calls are never looked at",
+        "line 5, column 14: upstreams[0].batching.mode: Adaptive does not fit `type: Demo`",
+        "line 6, column 3: upstreams[0].endpoints: does not fit `type: Demo`, which is built in; remove it or change the type",
+        "line 6, column 27: upstreams[0].endpoints[1]: `http://a` is there already; write each server once",
+        "line 6, column 40: upstreams[0].endpoints[2]: `b` is no URL of a server",
+        "line 7, column 3: upstreams[0].affinity: does not fit",
+        "line 8, column 14: rateLimits[0]: give one of requestsPerSecond, requestsPerMinute and tokensPerMinute",
+        "line 8, column 69: rateLimits[1].per: is missing; it is Session, User, Address or Gateway",
     ];
-    assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(text.lines().count(), expected.len(), "{text}");
+    for (line, start) in text.lines().zip(expected) {
+        assert!(line.starts_with(start), "{line}\ndoes not start with\n{start}");
+    }
+}
+
+#[test]
+fn upstreams_and_limits_have_the_defaults_of_the_documentation() {
+    let settings = parsed(
+        "upstreams:\n\
+         - {name: a, type: OpenAI, openAI: {url: 'http://a/v1', model: m}, affinity: Session}\n\
+         - {name: b, type: Simple, simple: {url: 'http://b/'}, endpoints: ['http://c/'], batching: {mode: Fixed}}\n\
+         - {name: c, type: OpenAI, openAI: {url: 'http://a/v1', model: m, promptFormat: ChatML}}\n\
+         rateLimits: [{per: User, requestsPerSecond: 5}, {per: User, tokensPerMinute: 90, burst: 7, onStoreFailure: Open}]\n",
+    );
+    let [a, b, c] = &settings.upstreams[..] else { panic!("three upstreams") };
+    assert_eq!((&a.breaker, &a.retries), (&BreakerSettings::default(), &RetrySettings::default()));
+    assert!(a.endpoints.session_affinity && a.batching == BatchingSettings::Off);
+    assert_eq!(b.endpoints.further, ["http://c"]);
+    assert_eq!(b.batching, BatchingSettings::Fixed { max_size: 4, max_delay: Duration::from_millis(50) });
+    let (max_size, max_delay) = (4, Duration::from_millis(50));
+    let first_token_target = Duration::from_millis(300);
+    assert_eq!(c.batching, BatchingSettings::Adaptive { max_size, max_delay, first_token_target });
+    assert!(matches!(c.kind, UpstreamKind::OpenAi { prefill: true, prompt_format: Some(PromptFormat::ChatML), .. }));
+    let limit = |unit, per_minute, burst, on_store_failure| RateLimitSettings {
+        per: LimitPer::User,
+        unit,
+        per_minute,
+        burst,
+        on_store_failure,
+    };
+    let expected = [
+        limit(LimitUnit::Requests, 300, 5, OnStoreFailure::LocalShare),
+        limit(LimitUnit::Tokens, 90, 7, OnStoreFailure::Open),
+    ];
+    assert_eq!(settings.rate_limits, expected);
 }
 
 fn redis(text: &str) -> RedisSettings {

@@ -264,6 +264,39 @@ pub mod settings {
     /// How long the steps of a call may take.
     pub const CALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3_600);
 
+    /// Further base URLs of one upstream. Services with more servers than that are found by DNS.
+    pub const ENDPOINTS_MAX: usize = 64;
+
+    /// Calls that a circuit breaker looks at.
+    pub const BREAKER_WINDOW: RangeInclusive<i64> = 1..=10_000;
+
+    /// A share that something happens at.
+    pub const PERCENT: RangeInclusive<i64> = 1..=100;
+
+    /// How long a circuit breaker stays open: after ten minutes nobody remembers why.
+    pub const BREAKER_OPEN: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
+
+    /// Calls that probe whether a model server is well again.
+    pub const BREAKER_PROBES: RangeInclusive<i64> = 1..=1_000;
+
+    /// Calls of one turn at one upstream.
+    pub const ATTEMPTS: RangeInclusive<i64> = 1..=10;
+
+    /// Further attempts by first ones, in percent: with 100 a broken server gets twice the load.
+    pub const BUDGET: RangeInclusive<i64> = 0..=100;
+
+    /// Turns of one batch.
+    pub const BATCH_SIZE: RangeInclusive<i64> = 1..=256;
+
+    /// How long a turn waits for others: what is longer than a second people see.
+    pub const BATCH_DELAY: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(1);
+
+    /// Rate limits of one gateway: each is counted with each turn.
+    pub const RATE_LIMITS_MAX: usize = 16;
+
+    /// What a bucket holds, and what comes into it: up to here its level is a whole number that Lua can hold.
+    pub const LIMIT_AMOUNT: RangeInclusive<i64> = 1..=100_000_000;
+
     /// The `max_tokens` of a request.
     pub const ANSWER_TOKENS: RangeInclusive<i64> = 1..=1_000_000;
 

@@ -195,7 +195,7 @@ impl Upstream {
             UpstreamKind::Demo { token_delay, answer_bytes } => {
                 Kind::Demo { token_delay: *token_delay, answer_bytes: *answer_bytes }
             }
-            UpstreamKind::OpenAi { url, model, api_key_file, prefill } => {
+            UpstreamKind::OpenAi { url, model, api_key_file, prefill, .. } => {
                 let key = api_key_file.as_deref().map(ApiKey::open).transpose()?;
                 Kind::OpenAi { server: server(url, key)?, model: model.as_str().into(), prefill: *prefill }
             }

@@ -95,6 +95,11 @@ impl Server {
     /// Gets a place, sends the call and waits for an answer that is no error.
     pub(super) async fn open(&self, call: &Call) -> Result<Opened, Failure> {
         let place = self.place(&call.who).await?;
+        self.send(place, call).await
+    }
+
+    /// Sends a call that has its place, and waits for an answer that is no error.
+    pub(super) async fn send(&self, place: Place, call: &Call) -> Result<Opened, Failure> {
         let start = clock::now();
         let TimeoutSettings { first_token, total, .. } = self.timeouts;
         let first = if call.whole { total } else { first_token.min(total) };
@@ -112,7 +117,7 @@ impl Server {
     }
 
     /// A place in the pool, waited for in turn.
-    async fn place(&self, who: &Arc<str>) -> Result<Place, Failure> {
+    pub(super) async fn place(&self, who: &Arc<str>) -> Result<Place, Failure> {
         let mut waiting = match self.pool.ask(who) {
             Entrance::Open(place) => return Ok(place),
             Entrance::Wait(waiting) => waiting,

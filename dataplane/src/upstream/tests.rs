@@ -156,7 +156,13 @@ async fn read_request(socket: &mut TcpStream) -> Option<(String, Value)> {
 }
 
 fn openai(url: &str) -> UpstreamSettings {
-    let kind = UpstreamKind::OpenAi { url: url.to_owned(), model: "qwen".into(), api_key_file: None, prefill: true };
+    let kind = UpstreamKind::OpenAi {
+        url: url.to_owned(),
+        model: "qwen".into(),
+        api_key_file: None,
+        prefill: true,
+        prompt_format: None,
+    };
     UpstreamSettings { name: "m".into(), kind, ..UpstreamSettings::default() }
 }
 

@@ -65,6 +65,7 @@ impl Model {
             model: "tiny/model".into(),
             api_key_file: None,
             prefill: false,
+            prompt_format: None,
         };
         settings
     }

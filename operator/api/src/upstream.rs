@@ -1,6 +1,8 @@
 //! Model servers.
 
-use chatgateway_config::parts::{Affinity, Batching, CircuitBreaker, Demo, Pool, Simple, Timeouts, UpstreamType};
+use chatgateway_config::parts::{
+    Affinity, Batching, CircuitBreaker, Demo, Discovery, Pool, PromptFormat, Retries, Simple, Timeouts, UpstreamType,
+};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
@@ -38,9 +40,19 @@ pub struct Upstream {
     /// When calls are stopped for a while.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<CircuitBreaker>,
+    /// Which calls are made again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<Retries>,
     /// How turns are gathered into batches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batching: Option<Batching>,
+    /// Base URLs of further servers, equal to the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 2048)))]
+    pub endpoints: Vec<String>,
+    /// What the host of a URL stands for. By default `Addresses` with `http` and `Host` with `https`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<Discovery>,
     /// Which endpoint of the upstream a session uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
@@ -62,6 +74,10 @@ pub struct OpenAi {
     /// Whether the server continues a partial answer that ends the messages. False by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill: Option<bool>,
+    /// Asks `/completions` for turns, with the conversation as one prompt in this format; then several turns can be one
+    /// call. By default turns ask `/chat/completions`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_format: Option<PromptFormat>,
 }
 
 /// One key of a Secret in the gateway's namespace.

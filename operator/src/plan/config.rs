@@ -137,6 +137,7 @@ fn upstream(raw: &Upstream, place: &Place) -> file::Upstream {
         model: openai.model.clone(),
         api_key_file: openai.api_key_secret_ref.as_ref().map(|key| in_text(place.secret_file(key))),
         prefill: openai.prefill,
+        prompt_format: openai.prompt_format,
     });
     file::Upstream {
         name: raw.name.clone(),
@@ -147,8 +148,10 @@ fn upstream(raw: &Upstream, place: &Place) -> file::Upstream {
         pool: raw.pool.clone(),
         timeouts: raw.timeouts.clone(),
         circuit_breaker: raw.circuit_breaker.clone(),
+        retries: raw.retries.clone(),
         batching: raw.batching.clone(),
-        endpoints: Vec::new(),
+        endpoints: raw.endpoints.clone(),
+        discovery: raw.discovery,
         affinity: raw.affinity,
     }
 }

@@ -129,6 +129,7 @@ async fn the_key_is_sent_and_followed_when_it_changes() {
         model: "qwen".into(),
         api_key_file: Some(path.clone()),
         prefill: false,
+        prompt_format: None,
     };
     let upstreams = upstreams([settings]);
     assert_eq!(read(upstreams.ask(ask())).await.0, "bearer sk-1");
@@ -253,7 +254,13 @@ async fn a_named_model_goes_where_it_is_served() {
     let (a, b) = (serve("a").await, serve("b").await);
     let mut second = openai(&b.url());
     second.name = "second".into();
-    second.kind = UpstreamKind::OpenAi { url: b.url(), model: "llama".into(), api_key_file: None, prefill: false };
+    second.kind = UpstreamKind::OpenAi {
+        url: b.url(),
+        model: "llama".into(),
+        api_key_file: None,
+        prefill: false,
+        prompt_format: None,
+    };
     let upstreams = upstreams([openai(&a.url()), second, UpstreamSettings::default()]);
     let asked = |extra: &str| {
         let mut ask = ask();
