@@ -11,7 +11,7 @@ mod setup;
 mod streams;
 mod wire;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use chatgateway_tests::{
     process::on_core,
@@ -61,6 +61,9 @@ enum Part {
     /// A bare gRPC echo, a baseline
     #[command(hide = true)]
     EchoGrpc,
+    /// A bare relay from a model server to WebSockets, a baseline
+    #[command(hide = true)]
+    RelayWs { model: SocketAddr },
     /// A model server whose tokens are their send times
     #[command(hide = true)]
     Model { tokens: u32, tokens_per_second: u32 },
@@ -119,6 +122,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match arguments.part {
         Some(Part::EchoWs) => runtime.block_on(echo::websocket()).map(|()| ExitCode::SUCCESS),
         Some(Part::EchoGrpc) => runtime.block_on(grpc::serve_echo()).map(|()| ExitCode::SUCCESS),
+        Some(Part::RelayWs { model }) => runtime.block_on(redis::bare::serve_relay(model)).map(|()| ExitCode::SUCCESS),
         Some(Part::Model { tokens, tokens_per_second }) => serve_model(tokens, tokens_per_second),
         Some(Part::Redis(run)) => {
             let all = redis::Case::value_variants().to_vec();

@@ -48,6 +48,11 @@ impl Ground {
         Ok(Self { setup: *setup, redis, simulator, _simulator: process })
     }
 
+    /// The simulator's address.
+    pub fn model(&self) -> SocketAddr {
+        self.simulator
+    }
+
     /// A pod's configuration, with a Redis at this address; none: sessions in memory.
     pub fn config(&self, redis: Option<&str>) -> Value {
         let mut config = openai(&format!("http://{}/v1", self.simulator));

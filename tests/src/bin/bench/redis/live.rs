@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::{
+    bare,
     connection::{Connection, Event, Faults, Story, Told},
     ground::Ground,
 };
@@ -125,10 +126,22 @@ pub fn stamped(tokens: u64) -> Value {
 
 /// Keeps so many answers going through a gateway, and measures.
 pub async fn measure(gateway: SocketAddr, pid: u32, stream: Stream) -> anyhow::Result<Measured> {
+    measure_by(pid, stream, |client, warm, end| read(gateway, stream, client, warm, end)).await
+}
+
+/// Measures what clients read, and what a process spends on it.
+pub async fn measure_by<C>(
+    pid: u32,
+    stream: Stream,
+    client: impl Fn(usize, Instant, Instant) -> C,
+) -> anyhow::Result<Measured>
+where
+    C: Future<Output = anyhow::Result<Measured>> + Send + 'static,
+{
     let warm = Instant::now() + stream.warm;
     let end = warm + stream.length;
     let mut clients: JoinSet<anyhow::Result<Measured>> =
-        (0..stream.answers).map(|client| read(gateway, stream, client, warm, end)).collect();
+        (0..stream.answers).map(|number| client(number, warm, end)).collect();
     tokio::time::sleep_until(warm.into()).await;
     let (meter, cpu) = (LoadMeter::start(pid)?, cpu_time(pid)?);
     tokio::time::sleep_until(end.into()).await;
@@ -164,8 +177,10 @@ async fn read(
             anyhow::ensure!(!event.refuses(), "refused: {}", String::from_utf8_lossy(&frame));
             let now = Instant::now();
             match story.take(&mut connection, &event)? {
-                Told::Text if (warm..end).contains(&now) => tokens.read(&event, Some(&mut measured)),
-                Told::Text => tokens.read(&event, None),
+                Told::Text => {
+                    let text = event.text.as_deref().unwrap_or_default();
+                    tokens.read(text.as_bytes(), (warm..end).contains(&now).then_some(&mut measured));
+                }
                 Told::End => break,
                 _ => {}
             }
@@ -181,21 +196,22 @@ async fn read(
 
 /// The tokens of one answer as they arrive.
 #[derive(Default)]
-struct Tokens {
+pub struct Tokens {
     reader: StampReader,
-    count: u64,
+    /// Those that have arrived.
+    pub count: u64,
     /// A token that was sent before the one before it.
-    unordered: bool,
+    pub unordered: bool,
     sent_ns: u64,
     arrived_ns: u64,
 }
 
 impl Tokens {
-    fn read(&mut self, event: &Event<'_>, mut measured: Option<&mut Measured>) {
+    /// Reads a piece of the answer, whatever the tokens are wrapped in.
+    pub fn read(&mut self, piece: &[u8], mut measured: Option<&mut Measured>) {
         let now_ns = monotonic_ns();
         let Self { reader, count, unordered, sent_ns, arrived_ns } = self;
-        let text = event.text.as_deref().unwrap_or_default();
-        reader.read(text.as_bytes(), |stamp| {
+        reader.read(piece, |stamp| {
             let Stamp::Sent(sent) = stamp else { return };
             // Tokens that were due together have one send time.
             *unordered |= sent < *sent_ns;
@@ -259,6 +275,8 @@ pub async fn cpu(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     drop(memory);
     let redis = setup.gateway(&ground.config(Some(&ground.redis.endpoint()))).await?;
     let with = measure(redis.http(), redis.pid(), stream).await?;
+    drop(redis);
+    let bare = bare::measure(setup, ground.model(), stream).await?;
     let case = format!("{COST_ANSWERS} answers at {TOKENS_PER_SECOND} tokens/s");
     Ok(vec![
         Row::figure(format!("{case}, Redis: gateway CPU a token"), with.cpu_us(), "µs")
@@ -270,6 +288,17 @@ pub async fn cpu(setup: &Setup) -> anyhow::Result<Vec<Row>> {
                 with.entries,
                 with.load
             )),
+        Row::against(
+            format!("{case}, Redis: gateway CPU a token by that of a bare relay"),
+            with.cpu_us(),
+            "µs",
+            bare.cpu_us(),
+            with.cpu_us() / bare.cpu_us(),
+        )
+        .note(format!(
+            "a WebSocket in front of the same server, a frame a token, no JSON read, nothing kept; {} tokens; {}",
+            bare.tokens, bare.load
+        )),
         Row::figure(format!("{case}, Redis: inter-token p99 above {PACE_MS:.0} ms"), with.gap_ms(0.99) - PACE_MS, "ms")
             .must(Bound::AtMost(10.0))
             .note(format!(
@@ -279,7 +308,7 @@ pub async fn cpu(setup: &Setup) -> anyhow::Result<Vec<Row>> {
             )),
         Row::figure(format!("{case}, Redis: faults"), (with.faults.of_entries() + with.faults.failed) as f64, "")
             .must(Bound::AtMost(0.0))
-            .note(with.faults.to_string()),
+            .note(format!("{}; the relay: {}", with.faults, bare.faults)),
     ])
 }
 
@@ -295,14 +324,14 @@ mod tests {
         let mut measured = Measured::new().unwrap();
         let mut tokens = Tokens::default();
         let frame = delta(&stamp(now - 2_000_000));
-        tokens.read(&Event::parse(frame.as_bytes()).unwrap(), Some(&mut measured));
+        tokens.read(frame.as_bytes(), Some(&mut measured));
         let frame = delta(&format!("{}{}", stamp(now - 1_000_000), stamp(now)));
-        tokens.read(&Event::parse(frame.as_bytes()).unwrap(), Some(&mut measured));
+        tokens.read(frame.as_bytes(), Some(&mut measured));
         assert_eq!((tokens.count, tokens.unordered), (3, false));
         assert_eq!((measured.tokens, measured.entries, measured.delay.len(), measured.gap.len()), (3, 2, 3, 2));
         assert!(measured.delay.max() >= 2_000_000 && measured.delay_ms(1.0) < 1_000.0);
         let frame = delta(&stamp(now - 5));
-        tokens.read(&Event::parse(frame.as_bytes()).unwrap(), None);
+        tokens.read(frame.as_bytes(), None);
         assert_eq!((tokens.count, tokens.unordered, measured.tokens), (4, true, 3));
     }
 }

@@ -3,6 +3,7 @@
 //! Everything is a process of its own: pods, Redis and the model-server simulator. Pods and Redis are on the servers' core,
 //! the simulator and the clients on the generator's.
 
+pub mod bare;
 mod connection;
 mod cost;
 mod ground;
