@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashSet,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,7 +29,7 @@ use tokio::{
 use crate::{
     clock,
     gateway::Gateway,
-    store::{News, Notice, Peer, PeerEvent},
+    store::{Beat, News, Notice, Peer, PeerEvent},
 };
 
 /// What is known of the other pods.
@@ -34,8 +37,8 @@ use crate::{
 pub struct Others {
     /// Those that live and stay.
     live: ArcSwap<Vec<PodId>>,
-    /// Until when nothing is taken from anybody.
-    patient_until: Mutex<Option<Instant>>,
+    /// Whether nothing is taken from anybody until a sign of life has shown that owners had their time.
+    patient: AtomicBool,
 }
 
 impl Others {
@@ -54,20 +57,23 @@ impl Others {
         self.live.load().len()
     }
 
-    /// Whether the store was out of reach a short while ago. Every lease may be over then, and those who hold one renew it: if
-    /// the others were faster, all sessions would change hands at once.
+    /// Whether the store may have been out of reach a short while ago. Every lease may be over then, and those who hold one
+    /// renew it: if the others were faster, all sessions would change hands at once.
     pub(crate) fn owners_come_first(&self) -> bool {
-        self.patient_until.lock().is_some_and(|until| clock::now() < until)
+        self.patient.load(Relaxed)
     }
 
-    /// The store was out of reach, or was not reached yet.
+    /// The store was out of reach of this pod, or was not reached yet. It may have been out of reach of all.
     fn be_patient(&self) {
-        *self.patient_until.lock() = Some(clock::now() + LEASE_TTL + LEASE_TTL.mul_f64(rand::random::<f64>() / 2.0));
+        self.patient.store(true, Relaxed);
     }
 
-    fn seen(&self, peers: &[Peer]) {
-        let live = peers.iter().filter(|peer| peer.silent < PEER_SILENCE).map(|peer| peer.pod).collect();
+    /// What a sign of life has told. `patience`: how long the store must have been within reach of some pod, so that owners
+    /// had their time.
+    fn seen(&self, beat: &Beat, patience: Duration) {
+        let live = beat.peers.iter().filter(|peer| peer.silent < PEER_SILENCE).map(|peer| peer.pod).collect();
         self.live.store(Arc::new(live));
+        self.patient.store(beat.steady < patience, Relaxed);
     }
 }
 
@@ -143,21 +149,23 @@ async fn beat(gateway: Arc<Gateway>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let swept = Arc::new(Mutex::new(HashSet::new()));
     let mut beats = 0;
+    // Not all pods begin in the same moment.
+    let patience = LEASE_TTL.mul_f64(1.0 + rand::random::<f64>() / 2.0);
     loop {
         ticks.tick().await;
         let leaving = gateway.drain_watch().borrow().is_some_and(|plan| clock::now() >= plan.hand_over);
-        let Ok(Ok(others)) = timeout(STORE_CALL_TIMEOUT, peers.beat(leaving)).await else {
+        let Ok(Ok(beat)) = timeout(STORE_CALL_TIMEOUT, peers.beat(leaving)).await else {
             gateway.others.be_patient();
             continue;
         };
-        gateway.others.seen(&others);
+        gateway.others.seen(&beat, patience);
         if gateway.draining() || gateway.others.owners_come_first() {
             continue;
         }
         // This pod's own index too: a begin or a claim may have been carried out although no reply to it ever came.
         beats = (beats + 1) % OWN_INDEX_BEATS;
         let own = (beats == 0).then_some(Peer { pod: gateway.pod, silent: Duration::ZERO });
-        let silent = others.into_iter().filter(|peer| peer.silent >= PEER_SILENCE);
+        let silent = beat.peers.into_iter().filter(|peer| peer.silent >= PEER_SILENCE);
         for silent in silent.chain(own) {
             if swept.lock().insert(silent.pod) {
                 let (gateway, swept) = (gateway.clone(), swept.clone());

@@ -119,7 +119,7 @@ pub trait Peers: Send + Sync {
 
     /// Notes that this process lives (`leaving`: that it goes away, and owns nothing that it will go on with). Returns what
     /// is known of the others.
-    fn beat(&self, leaving: bool) -> Pending<Vec<Peer>>;
+    fn beat(&self, leaving: bool) -> Pending<Beat>;
 
     /// Some of the sessions that a pod process may own, beginning after `cursor` (`0` at first). The cursor that is returned is `0` at
     /// the end.
@@ -157,6 +157,15 @@ pub enum Notice {
     Look,
     /// The session's lease is over: claim it.
     Claim,
+}
+
+/// What a sign of life tells in return.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// The other pods.
+    pub peers: Vec<Peer>,
+    /// For how long there was no silence: all that time some pod gave signs of life, so the store could be reached.
+    pub steady: Duration,
 }
 
 /// Another pod process.

@@ -265,17 +265,45 @@ async fn an_ownership_in_doubt_stays_in_the_index() {
 async fn beats_tell_who_lives() {
     let server = RedisServer::start(Options::default()).unwrap();
     let ((a, _at_a), (b, _at_b)) = two_pods(&server).await;
-    assert_eq!(a.beat(false).await.unwrap(), []);
-    let peers = b.beat(false).await.unwrap();
+    assert_eq!(a.beat(false).await.unwrap().peers, []);
+    let peers = b.beat(false).await.unwrap().peers;
     assert_eq!(peers.len(), 1);
     assert!(peers[0].pod == POD && peers[0].silent < Duration::from_secs(5), "{peers:?}");
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let silent = b.beat(false).await.unwrap()[0].silent;
+    let silent = b.beat(false).await.unwrap().peers[0].silent;
     assert!(silent >= Duration::from_millis(300) && silent < Duration::from_secs(10), "{silent:?}");
     a.beat(true).await.unwrap();
-    assert_eq!(b.beat(false).await.unwrap()[0].silent, Duration::MAX);
+    assert_eq!(b.beat(false).await.unwrap().peers[0].silent, Duration::MAX);
     b.forget_pod(POD);
-    assert_eq!(b.beat(false).await.unwrap(), []);
+    assert_eq!(b.beat(false).await.unwrap().peers, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beats_tell_for_how_long_there_was_no_silence() {
+    let server = RedisServer::start(Options::default()).unwrap();
+    let ((a, _at_a), (b, _at_b)) = two_pods(&server).await;
+    assert_eq!(a.beat(false).await.unwrap().steady, Duration::ZERO);
+    let shift = |by: Duration| {
+        // Time passes for all that stands there, as if the server's clock had moved on.
+        let move_back =
+            "for i, m in ipairs(redis.call('ZRANGE', 'pods', 0, -1)) do redis.call('ZINCRBY', 'pods', ARGV[1], m) end";
+        block_in_place(|| server.cli(&["EVAL", move_back, "0", &format!("-{}", by.as_micros())]));
+    };
+    // A beat of any pod breaks the silence.
+    for pod in [&b, &a, &b] {
+        shift(Duration::from_secs(2));
+        pod.beat(false).await.unwrap();
+    }
+    let steady = a.beat(false).await.unwrap().steady;
+    assert!(steady >= Duration::from_secs(6), "{steady:?}");
+    // Nobody reached the server for a while: it begins anew.
+    shift(Duration::from_secs(3));
+    assert_eq!(a.beat(false).await.unwrap().steady, Duration::ZERO);
+    shift(Duration::from_secs(1));
+    // So it does where the server has lost it.
+    assert!(b.beat(false).await.unwrap().steady >= Duration::from_secs(1));
+    block_in_place(|| server.cli(&["DEL", "pods"]));
+    assert_eq!(b.beat(false).await.unwrap().steady, Duration::ZERO);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,7 +14,7 @@ use std::{
 };
 
 use chatgateway_core::{
-    limits::{POD_INDEX_BATCH, POD_INDEX_REPEAT_BEATS, POD_INDEX_TTL, PODS_MAX, REDIS_QUEUE_COMMANDS},
+    limits::{PEER_SILENCE, POD_INDEX_BATCH, POD_INDEX_REPEAT_BEATS, POD_INDEX_TTL, PODS_MAX, REDIS_QUEUE_COMMANDS},
     log::{BeginReply, ClaimReason, ClaimReply, Nonce, PodId, Reply, Request, SessionKey},
 };
 use parking_lot::Mutex;
@@ -22,16 +22,16 @@ use redis::{Cmd, Value};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    super::{Peer, StoreError},
+    super::{Beat, Peer, StoreError},
     connect::server_words,
     link::{Outcome, Then, received},
     topology::Topology,
 };
 
-/// Pod processes and their last signs of life.
+/// Pod processes and their last signs of life; and since when there was no silence.
 const PODS: &str = "pods";
 
-const BEAT: &str = include_str!("beat.lua");
+const BEAT_SCRIPT: &str = include_str!("beat.lua");
 
 /// One session that may be owned.
 #[derive(Default)]
@@ -221,9 +221,10 @@ impl Index {
     pub(super) fn beat(
         self: &Arc<Self>,
         leaving: bool,
-    ) -> impl Future<Output = Result<Vec<Peer>, StoreError>> + Send + 'static {
+    ) -> impl Future<Output = Result<Beat, StoreError>> + Send + 'static {
         let mut beat = redis::cmd("EVAL");
-        beat.arg(BEAT).arg(1).arg(PODS).arg(self.pod.to_string()).arg(u8::from(leaving)).arg(PODS_MAX);
+        beat.arg(BEAT_SCRIPT).arg(1).arg(PODS).arg(self.pod.to_string()).arg(u8::from(leaving)).arg(PODS_MAX);
+        beat.arg(PEER_SILENCE.as_micros() as u64);
         let (caller, reply) = oneshot::channel();
         self.topology.send(self.topology.slot(PODS), beat, Then::Reply(caller));
         if self.beats.fetch_add(1, Relaxed) % POD_INDEX_REPEAT_BEATS == POD_INDEX_REPEAT_BEATS - 1 {
@@ -236,9 +237,9 @@ impl Index {
         let pod = self.pod;
         async move {
             let value = received(reply.await).result?;
-            let mut peers = peers(&value).ok_or_else(|| unexpected(&value))?;
-            peers.retain(|peer| peer.pod != pod);
-            Ok(peers)
+            let mut beat = heard(&value).ok_or_else(|| unexpected(&value))?;
+            beat.peers.retain(|peer| peer.pod != pod);
+            Ok(beat)
         }
     }
 
@@ -320,10 +321,11 @@ fn text(value: &Value) -> Option<&str> {
     }
 }
 
-fn peers(value: &Value) -> Option<Vec<Peer>> {
+fn heard(value: &Value) -> Option<Beat> {
     let Value::Array(parts) = value else { return None };
-    let [now, Value::Array(pods)] = parts.as_slice() else { return None };
+    let [now, since, Value::Array(pods)] = parts.as_slice() else { return None };
     let now: u64 = text(now)?.parse().ok()?;
+    let since = text(since)?.parse::<f64>().ok()? as u64;
     let (pairs, _) = pods.as_chunks::<2>();
     // What is not a pod's name there is none of ours.
     let peer = |[pod, score]: &[Value; 2]| {
@@ -332,7 +334,8 @@ fn peers(value: &Value) -> Option<Vec<Peer>> {
         let silent = if seen == 0 { Duration::MAX } else { Duration::from_micros(now.saturating_sub(seen)) };
         Some(Peer { pod, silent })
     };
-    Some(pairs.iter().filter_map(peer).collect())
+    let steady = Duration::from_micros(now.saturating_sub(since));
+    Some(Beat { peers: pairs.iter().filter_map(peer).collect(), steady })
 }
 
 fn page(value: &Value) -> Option<(u64, Vec<SessionKey>)> {

@@ -40,7 +40,7 @@ use self::{
     tail::{Channel, write_notice},
     topology::{Shared, Topology},
 };
-use super::{Answer, Call, Count, News, Notice, Peer, PeerEvent, Peers, Pending, Store, StoreError};
+use super::{Answer, Beat, Call, Count, News, Notice, PeerEvent, Peers, Pending, Store, StoreError};
 
 /// See the module.
 pub struct RedisStore {
@@ -254,7 +254,7 @@ impl Peers for RedisStore {
         self.topology.unfollow(session.as_str(), &codec::channel(session));
     }
 
-    fn beat(&self, leaving: bool) -> Pending<Vec<Peer>> {
+    fn beat(&self, leaving: bool) -> Pending<Beat> {
         Box::pin(self.index.beat(leaving))
     }
 

@@ -60,6 +60,8 @@ pub struct Ground {
     layout: Layout,
     slots: Vec<Slot>,
     store: Option<Arc<RedisServer>>,
+    /// Held by a fault of the store.
+    store_faults: tokio::sync::Mutex<()>,
     simulator: Simulator,
     problems: Mutex<Vec<String>>,
 }
@@ -85,7 +87,14 @@ impl Ground {
         for _ in 0..layout.pods {
             slots.push(Slot::new(store.as_deref()).await?);
         }
-        let ground = Self { layout, slots, store, simulator, problems: Mutex::default() };
+        let ground = Self {
+            layout,
+            slots,
+            store,
+            store_faults: tokio::sync::Mutex::default(),
+            simulator,
+            problems: Mutex::default(),
+        };
         for slot in 0..ground.slots.len() {
             let pod = ground.start_pod(slot).await?;
             ground.install(slot, pod).await;
@@ -176,6 +185,8 @@ impl Ground {
 
     async fn inflict_store(&self, fault: Fault) -> anyhow::Result<()> {
         let store = self.store.clone().context("there is no shared store")?;
+        // One that begins before the last one is over waits for it.
+        let _alone = self.store_faults.lock().await;
         match fault {
             Fault::StoreKill { down_ms } => {
                 let killed = store.clone();
