@@ -142,6 +142,78 @@ async fn behaviours_are_set_for_calls_to_come_and_a_full_queue_refuses() {
 }
 
 #[tokio::test]
+async fn one_prompt_of_a_batch_fails_alone_or_all_do_where_one_is_too_long() {
+    let (simulator, client) = start(Settings::default()).unwrap();
+    let body = |prompts: &[&str]| {
+        json!({"model": "m", "stream": true, "prompt": prompts, "sim": {"failing": "bad", "fault_after": 2,
+            "context_words": 3, "tokens": 4}})
+    };
+    let chunks = chunks(&client, "/v1/completions", &body(&["good", "a bad one"])).await.unwrap();
+    for (index, text, reason) in [(0, "0 1 2 3 ", "stop"), (1, "0 1 ", "error")] {
+        let of_index: Vec<&Value> =
+            chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|choice| choice["index"] == index).collect();
+        let said: String = of_index.iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+        assert_eq!((said.as_str(), &of_index.last().unwrap()["finish_reason"]), (text, &json!(reason)));
+    }
+    let refused = client.post("/v1/completions", &body(&["good", "this one is too long"])).await.unwrap();
+    assert_eq!(refused.status.as_u16(), 400);
+    assert_eq!(refused.json().unwrap()["error"]["code"], "context_length_exceeded");
+    let calls = simulator.wait_for("both ended", |calls| calls.in_flight == 0).await.unwrap();
+    assert_eq!((calls.count, calls.prompts, calls.failed), (2, 4, 1));
+}
+
+#[tokio::test]
+async fn a_refusal_has_the_headers_it_is_given() {
+    let (_simulator, client) = start(Settings::default()).unwrap();
+    let headers = json!({"x-ratelimit-reset-requests": "1m30s", "x-ratelimit-reset-tokens": "20ms"});
+    let reply = client.post(CHAT, &chat("x", json!({"status": 429, "refusal_headers": headers}))).await.unwrap();
+    assert_eq!((reply.status.as_u16(), reply.header("retry-after")), (429, None));
+    assert_eq!(reply.header("x-ratelimit-reset-requests"), Some("1m30s"));
+    assert_eq!(reply.header("x-ratelimit-reset-tokens"), Some("20ms"));
+}
+
+#[tokio::test]
+async fn a_dead_server_refuses_connections_and_comes_back_on_its_port() {
+    let (simulator, client) = start(Settings::default()).unwrap();
+    let mut stalled = client.post_sse(CHAT, &chat("wait", json!({"fault": "stall"}))).await.unwrap();
+    simulator.wait_for("the call", |calls| calls.in_flight == 1).await.unwrap();
+    simulator.die();
+    while let Ok(Some(_)) = stalled.next().await {}
+    simulator.wait_for("its connections broke", |calls| calls.open_connections == 0).await.unwrap();
+    assert!(HttpClient::new(simulator.address()).get("/v1/models").await.is_err());
+    simulator.revive();
+    let back = async || {
+        while HttpClient::new(simulator.address()).get("/v1/models").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), back()).await.expect("it is back");
+    // By a call, and for so long.
+    let client = HttpClient::new(simulator.address());
+    let reply = client.post("/sim/die", &json!({"for_ms": 50})).await.unwrap();
+    assert_eq!(reply.status.as_u16(), 200);
+    simulator.wait_for("its connections broke", |calls| calls.open_connections == 0).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), back()).await.expect("it is back");
+    drop(client);
+}
+
+#[tokio::test]
+async fn a_conversation_that_is_remembered_is_answered_sooner() {
+    let behaviour = Behaviour { first_token_ms: 400.0, prefix_saving: 1.0, tokens: 1, ..Behaviour::default() };
+    let (simulator, client) = start(Settings { prefix_blocks: 1_000, behaviour, ..Settings::default() }).unwrap();
+    let text = "x".repeat(64 * 20);
+    let mut times = Vec::new();
+    for _ in 0..2 {
+        let began = Instant::now();
+        chunks(&client, CHAT, &chat(&text, json!({}))).await.unwrap();
+        times.push(began.elapsed());
+    }
+    assert!(times[0] >= Duration::from_millis(400) && times[1] < times[0], "{times:?}");
+    let calls = simulator.calls();
+    assert_eq!((calls.prefix_hits, calls.prefix_misses), (20, 22));
+}
+
+#[tokio::test]
 async fn a_partial_answer_is_continued() {
     let (_simulator, client) = start(Settings::default()).unwrap();
     let body = json!({"model": "m", "stream": true, "max_tokens": 4, "messages": [

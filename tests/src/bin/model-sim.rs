@@ -37,6 +37,9 @@ struct Arguments {
     /// Calls that wait for a worker before others are refused with 503
     #[arg(long, default_value_t = 1_000)]
     max_queued: usize,
+    /// Blocks of 64 bytes of prompts that are remembered; see prefix_saving of the behaviour
+    #[arg(long, default_value_t = 0)]
+    prefix_blocks: usize,
     /// A model to list; may be given several times
     #[arg(long, default_value = "sim-model")]
     model: Vec<String>,
@@ -64,6 +67,7 @@ fn main() -> anyhow::Result<()> {
         behaviour: base.with(&changes).context("--behaviour")?,
         workers: arguments.workers,
         max_queued: arguments.max_queued,
+        prefix_blocks: arguments.prefix_blocks,
         models: arguments.model,
         strict_models: arguments.strict_models,
         ..Settings::default()

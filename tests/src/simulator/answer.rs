@@ -28,6 +28,8 @@ pub struct Answer {
     texts: Vec<Vec<String>>,
     /// Whether `max_tokens` cut that answer.
     cut: Vec<bool>,
+    /// Whether that answer fails alone.
+    failing: Vec<bool>,
     /// Tokens sent of each answer.
     next: usize,
     started: Instant,
@@ -54,7 +56,13 @@ impl Answer {
         let texts = ask.prompts.iter().flat_map(|prompt| {
             std::iter::repeat_with(|| tokens(&behaviour, &ask, prompt)).take(per_prompt).collect::<Vec<_>>()
         });
-        let (texts, cut): (Vec<_>, Vec<_>) = texts.unzip();
+        let (mut texts, cut): (Vec<_>, Vec<_>) = texts.unzip();
+        let fails = |prompt: &String| behaviour.failing.as_ref().is_some_and(|mark| prompt.contains(mark.as_str()));
+        let failing: Vec<bool> =
+            ask.prompts.iter().flat_map(|prompt| std::iter::repeat_n(fails(prompt), per_prompt)).collect();
+        for (texts, _) in texts.iter_mut().zip(&failing).filter(|(_, fails)| **fails) {
+            texts.truncate(behaviour.fault_after as usize);
+        }
         let (id, object) = match ask.protocol {
             Protocol::Chat => ("chatcmpl", "chat.completion.chunk"),
             _ => ("cmpl", "text_completion"),
@@ -73,6 +81,7 @@ impl Answer {
             phase: Phase::Queued(turnstile),
             texts,
             cut,
+            failing,
             next: 0,
             started: Instant::now(),
             permit: None,
@@ -203,9 +212,10 @@ impl Answer {
         }
         for index in 0..self.texts.len() {
             let reason = self.finish_reason(index);
+            let reason = Value::from(reason);
             let end = match self.ask.protocol {
-                Protocol::Chat => format!("\"delta\":{{}},\"finish_reason\":\"{reason}\"}}]}}\n\n"),
-                _ => format!("\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"{reason}\"}}]}}\n\n"),
+                Protocol::Chat => format!("\"delta\":{{}},\"finish_reason\":{reason}}}]}}\n\n"),
+                _ => format!("\"text\":\"\",\"logprobs\":null,\"finish_reason\":{reason}}}]}}\n\n"),
             };
             let _infallible = write!(tail, "{}{index},{end}", self.head);
         }
@@ -217,7 +227,10 @@ impl Answer {
         Bytes::from(tail)
     }
 
-    fn finish_reason(&self, index: usize) -> &'static str {
+    fn finish_reason(&self, index: usize) -> &str {
+        if self.failing.get(index).copied().unwrap_or(false) {
+            return &self.behaviour.failing_reason;
+        }
         if self.cut.get(index).copied().unwrap_or(false) { "length" } else { "stop" }
     }
 

@@ -1,8 +1,9 @@
 //! How the simulator answers a call: the pace, the text, and what goes wrong.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
+use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -48,12 +49,23 @@ pub struct Behaviour {
     pub answer: Option<String>,
     /// Tokens are send times: see [`super::stamps`].
     pub stamp: bool,
+    /// Part of the time to the first token that a prompt saves which is remembered from its start to its end, 0 to 1; one that
+    /// is remembered in part saves so much less. Needs room for blocks in the settings.
+    pub prefix_saving: f64,
     /// Refuse the call with this HTTP status.
     pub status: Option<u16>,
     /// `retry-after` of such a refusal.
     pub retry_after_s: Option<u64>,
+    /// Further headers of such a refusal, such as `x-ratelimit-reset-requests`.
+    pub refusal_headers: BTreeMap<String, String>,
     /// Body of such a refusal; without it, OpenAI's error object.
     pub error_body: Option<String>,
+    /// A prompt of more words than this makes the whole call fail, with OpenAI's error of a context that is too long.
+    pub context_words: Option<usize>,
+    /// A prompt that contains this text ends alone after `fault_after` tokens, with `failing_reason`; the others of its call go on.
+    pub failing: Option<String>,
+    /// Finish reason of such an end.
+    pub failing_reason: String,
     /// What goes wrong.
     pub fault: Option<Fault>,
     /// Tokens sent before it does.
@@ -79,8 +91,13 @@ impl Default for Behaviour {
             answer: None,
             stamp: false,
             status: None,
+            prefix_saving: 0.0,
             retry_after_s: None,
+            refusal_headers: BTreeMap::new(),
             error_body: None,
+            context_words: None,
+            failing: None,
+            failing_reason: "error".to_owned(),
             fault: None,
             fault_after: 2,
             huge_line_bytes: 10 * 1024 * 1024,
@@ -123,7 +140,25 @@ impl Behaviour {
             times.into_iter().chain(self.total_ms).all(bounded),
             "times and rates of the simulator go from 0 to 3,600,000"
         );
+        anyhow::ensure!((0.0..=1.0).contains(&self.prefix_saving), "prefix_saving goes from 0 to 1");
+        for (name, value) in &self.refusal_headers {
+            anyhow::ensure!(
+                HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok(),
+                "refusal_headers: {name:?}: {value:?} is no header"
+            );
+        }
         Ok(())
+    }
+
+    /// This behaviour towards a call of whose prompts that share, 0 to 1, is remembered.
+    pub fn remembering(mut self, share: f64) -> Self {
+        let saved = self.prefix_saving * share;
+        let (first_ms, extra_ms) = (self.first_token_ms * saved, self.first_token_per_extra_ms * saved);
+        self.first_token_ms -= first_ms;
+        self.first_token_per_extra_ms -= extra_ms;
+        self.total_ms = self.total_ms.map(|total_ms| (total_ms - first_ms).max(0.0));
+        self.total_per_extra_ms = (self.total_per_extra_ms - extra_ms).max(0.0);
+        self
     }
 
     /// When token `index` of `tokens` is due after the start of a call of `prompts` prompts.
@@ -165,6 +200,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_remembered_saves_its_share_of_the_first_token() {
+        let server = Behaviour { prefix_saving: 0.5, ..Behaviour::batching_server() }.remembering(0.5);
+        assert_eq!((server.due(0, 10, 1), server.total(1)), (Duration::from_millis(60), Duration::from_millis(180)));
+        assert_eq!((server.due(0, 10, 4), server.total(4)), (Duration::from_millis(105), Duration::from_millis(313)));
+    }
+
+    #[test]
     fn rate_paces_after_the_first_token() {
         let behaviour = Behaviour { first_token_ms: 30.0, tokens_per_second: 50.0, ..Behaviour::default() };
         assert_eq!(behaviour.due(0, 100, 1), Duration::from_millis(30));
@@ -178,5 +220,7 @@ mod tests {
         assert!(Behaviour::default().with(&serde_json::json!({"tokns": 3})).is_err());
         assert!(Behaviour::default().with(&serde_json::json!({"first_token_ms": -1.0})).is_err());
         assert!(Behaviour::default().with(&serde_json::json!([])).is_err());
+        assert!(Behaviour::default().with(&serde_json::json!({"prefix_saving": 2})).is_err());
+        assert!(Behaviour::default().with(&serde_json::json!({"refusal_headers": {"a b": "c"}})).is_err());
     }
 }

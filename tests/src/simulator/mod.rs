@@ -3,11 +3,13 @@
 //!
 //! A call can change the [`Behaviour`] it meets: by the header `x-sim`, by a field `sim` of its body, by a model named
 //! `sim:{…}`, or by a text that begins with `sim:{…}`, each with a JSON object of the behaviour's fields. Besides the
-//! protocols' own paths there are `GET /sim/calls`, `POST /sim/reset`, `POST /sim/behaviour` (changes the default) and
-//! `POST /sim/next` (an array: changes for the next calls, one each).
+//! protocols' own paths there are `GET /sim/calls`, `POST /sim/reset`, `POST /sim/behaviour` (changes the default),
+//! `POST /sim/next` (an array: changes for the next calls, one each) and `POST /sim/die` (`{"for_ms": N}`: its connections
+//! break, and others are refused for so long).
 
 mod answer;
 mod behaviour;
+mod prefix;
 mod record;
 mod request;
 mod server;

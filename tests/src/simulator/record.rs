@@ -8,6 +8,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::prefix::Found;
+
 /// Calls remembered one by one, unless the settings say otherwise; older ones are only counted.
 pub const CALLS_REMEMBERED: usize = 1_000;
 
@@ -68,6 +70,12 @@ pub struct Calls {
     pub cancelled: u64,
     /// Calls ended by a fault, a refusal or a full queue.
     pub failed: u64,
+    /// Prompts of the calls.
+    pub prompts: u64,
+    /// Blocks of prompts that were remembered, and those that were not; 0 where there is no room for any.
+    pub prefix_hits: u64,
+    /// See `prefix_hits`.
+    pub prefix_misses: u64,
     /// Connections accepted.
     pub connections: u64,
     /// Connections open now.
@@ -129,12 +137,20 @@ impl Recorder {
         ConnectionGuard { recorder: self.clone() }
     }
 
+    /// Counts what was remembered of a call's prompts.
+    pub fn found(&self, found: Found) {
+        let mut calls = self.lock();
+        calls.prefix_hits += found.hits;
+        calls.prefix_misses += found.misses;
+    }
+
     /// Begins a call. It counts as cancelled unless the guard is told otherwise before its drop.
     pub fn begin(&self, mut record: CallRecord) -> CallGuard {
         let mut calls = self.lock();
         record.number = calls.next_number;
         calls.next_number += 1;
         calls.count += 1;
+        calls.prompts += record.texts.len() as u64;
         calls.in_flight += 1;
         calls.max_in_flight = calls.max_in_flight.max(calls.in_flight);
         if calls.calls.len() >= self.remembered {

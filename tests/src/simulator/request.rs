@@ -133,7 +133,7 @@ fn chat_prompt(body: &Value) -> anyhow::Result<(Vec<String>, String)> {
 }
 
 /// A message's text, whether it is a string or a list of parts.
-fn content_text(content: &Value) -> String {
+pub fn content_text(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
         Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),

@@ -13,18 +13,24 @@ use std::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     answer::Answer,
     behaviour::{Behaviour, Fault},
+    prefix::PrefixCache,
     record::{BODY_REMEMBERED_BYTES, CALLS_REMEMBERED, CallRecord, Calls, Outcome, Recorder},
     request::{Ask, Protocol},
     workers::Workers,
@@ -56,6 +62,8 @@ pub struct Settings {
     pub strict_models: bool,
     /// Calls remembered one by one; older ones are only counted.
     pub calls_remembered: usize,
+    /// Blocks of prompts that are remembered; see [`Behaviour::prefix_saving`].
+    pub prefix_blocks: usize,
 }
 
 impl Default for Settings {
@@ -68,6 +76,7 @@ impl Default for Settings {
             models: vec!["sim-model".to_owned()],
             strict_models: false,
             calls_remembered: CALLS_REMEMBERED,
+            prefix_blocks: 0,
         }
     }
 }
@@ -85,7 +94,20 @@ struct State {
     workers: Workers,
     recorder: Recorder,
     plan: Mutex<Plan>,
+    prefixes: Mutex<PrefixCache>,
+    /// Until when connections are refused; none: they are not.
+    dead: watch::Sender<Option<Death>>,
 }
+
+/// A server that is away.
+#[derive(Clone, Copy, Debug)]
+struct Death {
+    /// When it is back; none: when it is told.
+    until: Option<tokio::time::Instant>,
+}
+
+/// How long a death that was asked for by a call waits for the call's answer to leave.
+const LAST_WORDS: Duration = Duration::from_millis(20);
 
 /// What is set at run time.
 struct Plan {
@@ -129,22 +151,21 @@ impl Simulator {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = {
             let _in_runtime = runtime.enter();
-            let socket = if settings.bind.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            socket.set_reuseaddr(true)?;
-            socket.bind(settings.bind).with_context(|| format!("simulator: cannot listen on {}", settings.bind))?;
-            socket.listen(4_096)?
+            listen(settings.bind).with_context(|| format!("simulator: cannot listen on {}", settings.bind))?
         };
         let address = listener.local_addr()?;
         let state = Arc::new(State {
             workers: Workers::new(settings.workers, settings.max_queued),
             recorder: Recorder::new(settings.calls_remembered),
+            prefixes: Mutex::new(PrefixCache::new(settings.prefix_blocks)),
+            dead: watch::Sender::new(None),
             plan: Mutex::new(Plan { behaviour: settings.behaviour.clone(), next: VecDeque::new() }),
             settings,
         });
         let stop = CancellationToken::new();
         let (served, stopped) = (state.clone(), stop.clone());
         let thread = std::thread::Builder::new().name("model-sim".to_owned()).spawn(move || {
-            runtime.block_on(stopped.run_until_cancelled(accept(listener, served)));
+            runtime.block_on(stopped.run_until_cancelled(live(listener, served)));
             // Connections end with their tasks, in the middle of answers, as those of a killed process do.
             runtime.shutdown_background();
         })?;
@@ -192,6 +213,16 @@ impl Simulator {
         self.state.push_next(changes)
     }
 
+    /// Dies as a process does: its connections break, and others are refused, until [`Self::revive`].
+    pub fn die(&self) {
+        self.state.dead.send_replace(Some(Death { until: None }));
+    }
+
+    /// Listens again, on the same port.
+    pub fn revive(&self) {
+        self.state.dead.send_replace(None);
+    }
+
     /// Waits until the record is as `wanted` says.
     pub async fn wait_for(&self, what: &str, wanted: impl Fn(&Calls) -> bool) -> anyhow::Result<Calls> {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -222,14 +253,50 @@ impl Drop for Simulator {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4_096)
+}
+
+/// Accepts, and is dead when it is told to.
+async fn live(mut listener: TcpListener, state: Arc<State>) {
+    let Ok(address) = listener.local_addr() else { return };
+    let mut dead = state.dead.subscribe();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(serve(stream, state.clone()));
+        tokio::select! {
+            () = accept(listener, state.clone()) => {}
+            _ = dead.wait_for(Option::is_some) => {}
+        }
+        // Listener and connections are gone by now.
+        let death = *dead.borrow_and_update();
+        let told = dead.wait_for(Option::is_none);
+        match death.and_then(|death| death.until) {
+            Some(until) => drop(tokio::time::timeout_at(until, told).await),
+            None => drop(told.await),
+        }
+        state.dead.send_replace(None);
+        listener = loop {
+            match listen(address) {
+                Ok(listener) => break listener,
+                // Whoever took the port meanwhile may give it back.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
-            // Out of descriptors: those who hang up make room.
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        };
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(serve(stream, state.clone()))),
+                // Out of descriptors: those who hang up make room.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            },
+            Some(_) = connections.join_next() => {}
         }
     }
 }
@@ -248,7 +315,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
 }
 
 /// The error closes the connection without an answer.
-async fn answer(request: Request<Incoming>, state: &State) -> io::Result<Response<Body>> {
+async fn answer(request: Request<Incoming>, state: &Arc<State>) -> io::Result<Response<Body>> {
     let arrived_ns = monotonic_ns();
     let (head, body) = request.into_parts();
     let body = match Limited::new(body, REQUEST_BYTES_MAX).collect().await {
@@ -263,7 +330,7 @@ async fn answer(request: Request<Incoming>, state: &State) -> io::Result<Respons
     Ok(control(state, &head.method, head.uri.path(), &body))
 }
 
-fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Response<Body> {
+fn control(state: &Arc<State>, method: &Method, path: &str, body: &[u8]) -> Response<Body> {
     let done = match (method, path) {
         (&Method::GET, "/v1/models") => Ok(models(&state.settings.models)),
         (&Method::GET, "/sim/calls") => Ok(json!(state.recorder.calls())),
@@ -280,12 +347,27 @@ fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Response<
             list.into_iter().try_for_each(|changes| state.push_next(changes))?;
             Ok(json!({"waiting": state.plan().next.len()}))
         }),
+        (&Method::POST, "/sim/die") => parsed(body).map(|die: Die| {
+            let state = state.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(LAST_WORDS).await;
+                let until = tokio::time::Instant::now() + Duration::from_millis(die.for_ms);
+                state.dead.send_replace(Some(Death { until: Some(until) }));
+            });
+            json!({})
+        }),
         _ => return refusal(StatusCode::NOT_FOUND, &format!("no such path: {method} {path}")),
     };
     match done {
         Ok(value) => respond(StatusCode::OK, "application/json", Bytes::from(value.to_string())),
         Err(error) => refusal(StatusCode::BAD_REQUEST, &format!("{error:#}")),
     }
+}
+
+/// The body of `/sim/die`.
+#[derive(Deserialize)]
+struct Die {
+    for_ms: u64,
 }
 
 fn parsed<T: serde::de::DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
@@ -327,6 +409,9 @@ async fn call(
         return Ok(refusal(StatusCode::SERVICE_UNAVAILABLE, "every worker is busy and the queue is full"));
     };
     let stream = ask.stream;
+    let found = state.prefixes.lock().unwrap_or_else(PoisonError::into_inner).read(&ask);
+    state.recorder.found(found);
+    let behaviour = behaviour.remembering(found.share());
     respond_with(Answer::new(ask, behaviour, guard, arrived_ns, turnstile), stream).await
 }
 
@@ -340,7 +425,7 @@ async fn respond_with(answer: Answer, stream: bool) -> io::Result<Response<Body>
         Some((piece.map(Frame::data), answer))
     });
     let mut response = Response::new(StreamBody::new(pieces).boxed_unsync());
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     Ok(response)
 }
 
@@ -372,6 +457,9 @@ fn refused(state: &State, ask: &Ask, behaviour: &Behaviour) -> Option<Response<B
     if openai && state.settings.strict_models && !known {
         return Some(refusal(StatusCode::NOT_FOUND, &format!("the model `{}` does not exist", ask.model)));
     }
+    if let Some(words) = too_long(ask, behaviour) {
+        return Some(words);
+    }
     let status = behaviour.status.and_then(|status| StatusCode::from_u16(status).ok())?;
     let mut response = match &behaviour.error_body {
         Some(body) => respond(status, "application/json", Bytes::from(body.clone())),
@@ -380,13 +468,37 @@ fn refused(state: &State, ask: &Ask, behaviour: &Behaviour) -> Option<Response<B
     if let Some(seconds) = behaviour.retry_after_s {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
+    for (name, value) in &behaviour.refusal_headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+            response.headers_mut().insert(name, value);
+        }
+    }
     Some(response)
+}
+
+/// The refusal of a call one of whose prompts is too long: one is enough for all.
+fn too_long(ask: &Ask, behaviour: &Behaviour) -> Option<Response<Body>> {
+    let room = behaviour.context_words?;
+    let words = |prompt: &String| prompt.split_whitespace().count();
+    let longest = match ask.protocol {
+        Protocol::Chat => ask.prompt_tokens,
+        _ => ask.prompts.iter().map(words).max().unwrap_or(0),
+    };
+    (longest > room).then(|| {
+        let message = format!(
+            "This model's maximum context length is {room} tokens. However, your prompt has {longest} tokens. Please \
+             reduce its length."
+        );
+        let error = json!({"error": {"message": message, "type": "invalid_request_error", "param": "prompt",
+            "code": "context_length_exceeded"}});
+        respond(StatusCode::BAD_REQUEST, "application/json", Bytes::from(error.to_string()))
+    })
 }
 
 fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
     let mut response = Response::new(Full::new(body).map_err(|never: Infallible| match never {}).boxed_unsync());
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
