@@ -3,10 +3,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -37,8 +34,8 @@ use crate::{
 pub struct Others {
     /// Those that live and stay.
     live: ArcSwap<Vec<PodId>>,
-    /// Whether nothing is taken from anybody until a sign of life has shown that owners had their time.
-    patient: AtomicBool,
+    /// Until when nothing is taken from anybody.
+    patient_until: Mutex<Option<Instant>>,
 }
 
 impl Others {
@@ -60,12 +57,13 @@ impl Others {
     /// Whether the store may have been out of reach a short while ago. Every lease may be over then, and those who hold one
     /// renew it: if the others were faster, all sessions would change hands at once.
     pub(crate) fn owners_come_first(&self) -> bool {
-        self.patient.load(Relaxed)
+        self.patient_until.lock().is_some_and(|until| clock::now() < until)
     }
 
-    /// The store was out of reach of this pod, or was not reached yet. It may have been out of reach of all.
-    fn be_patient(&self) {
-        self.patient.store(true, Relaxed);
+    /// The store was out of reach of this pod, or was not reached yet. It may have been out of reach of all: the next sign of
+    /// life tells.
+    fn be_patient(&self, patience: Duration) {
+        *self.patient_until.lock() = Some(clock::now() + patience);
     }
 
     /// What a sign of life has told. `patience`: how long the store must have been within reach of some pod, so that owners
@@ -73,21 +71,23 @@ impl Others {
     fn seen(&self, beat: &Beat, patience: Duration) {
         let live = beat.peers.iter().filter(|peer| peer.silent < PEER_SILENCE).map(|peer| peer.pod).collect();
         self.live.store(Arc::new(live));
-        self.patient.store(beat.steady < patience, Relaxed);
+        *self.patient_until.lock() = patience.checked_sub(beat.steady).map(|left| clock::now() + left);
     }
 }
 
 /// Starts all that goes on between this pod and the others.
 pub(crate) fn start(gateway: &Arc<Gateway>, events: mpsc::Receiver<PeerEvent>) {
-    gateway.others.be_patient();
-    tokio::spawn(hear(gateway.clone(), events));
-    tokio::spawn(beat(gateway.clone()));
+    // Not all pods begin in the same moment.
+    let patience = LEASE_TTL.mul_f64(1.0 + rand::random::<f64>() / 2.0);
+    gateway.others.be_patient(patience);
+    tokio::spawn(hear(gateway.clone(), events, patience));
+    tokio::spawn(beat(gateway.clone(), patience));
     tokio::spawn(wake(gateway.clone()));
     tokio::spawn(hand_over(gateway.clone()));
 }
 
 /// Passes on what comes from other pods.
-async fn hear(gateway: Arc<Gateway>, mut events: mpsc::Receiver<PeerEvent>) {
+async fn hear(gateway: Arc<Gateway>, mut events: mpsc::Receiver<PeerEvent>, patience: Duration) {
     while let Some(event) = events.recv().await {
         match event {
             PeerEvent::Following(session) => {
@@ -100,7 +100,7 @@ async fn hear(gateway: Arc<Gateway>, mut events: mpsc::Receiver<PeerEvent>) {
                 }
             }
             PeerEvent::Suspect(sessions) => {
-                gateway.others.be_patient();
+                gateway.others.be_patient(patience);
                 for session in sessions {
                     if let Some(channel) = gateway.hub.existing(&session) {
                         channel.set_heard(false);
@@ -143,19 +143,17 @@ fn tell_readers(gateway: &Gateway, session: &SessionKey, news: News) {
 }
 
 /// Tells the others that this pod lives, and looks after the sessions of those that do not.
-async fn beat(gateway: Arc<Gateway>) {
+async fn beat(gateway: Arc<Gateway>, patience: Duration) {
     let Some(peers) = gateway.store().peers() else { return };
     let mut ticks = interval(BEAT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let swept = Arc::new(Mutex::new(HashSet::new()));
     let mut beats = 0;
-    // Not all pods begin in the same moment.
-    let patience = LEASE_TTL.mul_f64(1.0 + rand::random::<f64>() / 2.0);
     loop {
         ticks.tick().await;
         let leaving = gateway.drain_watch().borrow().is_some_and(|plan| clock::now() >= plan.hand_over);
         let Ok(Ok(beat)) = timeout(STORE_CALL_TIMEOUT, peers.beat(leaving)).await else {
-            gateway.others.be_patient();
+            gateway.others.be_patient(patience);
             continue;
         };
         gateway.others.seen(&beat, patience);

@@ -50,7 +50,7 @@ async fn a_killed_pods_answer_is_told_anew_where_the_model_cannot_continue() {
 
 #[tokio::test]
 async fn a_killed_pods_answer_ends_although_nobody_reads_it() {
-    let mut pods = Pods::start_with(2, true, 300, serde_json::json!({})).await;
+    let mut pods = Pods::start_with(2, true, 100, serde_json::json!({})).await;
     let mut sender = pods.connect(0).await;
     sender.send("s", "t", "hello").await.unwrap();
     sender.send("s", "waits", "hello").await.unwrap();
@@ -60,8 +60,8 @@ async fn a_killed_pods_answer_ends_although_nobody_reads_it() {
     pods.simulator.wait_for("both answers", |calls| calls.completed == 2).await.unwrap();
     let mut later = pods.connect(1).await;
     later.resume("s", "0").await.unwrap();
-    assert_eq!(read_all(&mut later, "t").await.answer(), pods.answer(300));
-    assert_eq!(read_all(&mut later, "waits").await.answer(), pods.answer(300));
+    assert_eq!(read_all(&mut later, "t").await.answer(), pods.answer(100));
+    assert_eq!(read_all(&mut later, "waits").await.answer(), pods.answer(100));
 }
 
 #[tokio::test]
