@@ -8,7 +8,8 @@ use anyhow::Context;
 use chatgateway_config::ConfigErrors;
 use clap::{Args, Parser, Subcommand};
 
-use crate::plan::{Change, Place, config_map, render};
+use crate::plan::Change;
+use crate::plan::objects::{self, Observed, Release};
 use crate::validate::{Validated, validate};
 use crate::{manifest, standalone, standalone::tied};
 
@@ -45,9 +46,12 @@ struct PlanArgs {
     /// The manifest
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// The manifest before the edit: says whether the edit reloads, rolls or scales
-    #[arg(long, value_name = "OLD")]
-    from: Option<PathBuf>,
+    /// The manifest before the edit: says whether the edit reloads, rolls, scales or drains
+    #[arg(long, alias = "from", value_name = "OLD")]
+    against: Option<PathBuf>,
+    /// Also print the PodMonitor, as in a cluster with the Prometheus operator
+    #[arg(long)]
+    pod_monitor: bool,
 }
 
 impl Cli {
@@ -107,13 +111,17 @@ pub(crate) fn not_valid(file: &Path, errors: &ConfigErrors) -> anyhow::Error {
 fn plan(args: &PlanArgs) -> anyhow::Result<String> {
     let (gateway, namespace) = load(&args.file)?;
     let mut text = String::new();
-    if let Some(old) = &args.from {
+    if let Some(old) = &args.against {
         let change = Change::between(&load(old)?.0, &gateway)?;
         for line in change.to_string().lines() {
             text.push_str(&format!("# {line}\n"));
         }
     }
-    let rendered = render(&gateway, &Place::cluster())?;
-    text.push_str(&serde_saphyr::to_string(&config_map(&gateway, namespace.as_deref(), &rendered))?);
+    let observed = Observed { namespace, pod_monitors: args.pod_monitor, ..Observed::default() };
+    let planned = objects::plan(&gateway, &observed, &Release::default())?;
+    for object in planned.objects {
+        text.push_str("---\n");
+        text.push_str(&serde_saphyr::to_string(&object.value)?);
+    }
     Ok(text)
 }

@@ -7,4 +7,5 @@ pub mod args;
 pub mod manifest;
 pub mod plan;
 pub mod standalone;
+pub mod status;
 pub mod validate;

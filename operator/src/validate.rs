@@ -3,19 +3,24 @@
 //! What the data plane must make sense of too is checked by the data plane's own code, on the configuration that would be
 //! rendered; so nothing that passes here is refused there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chatgateway_api::{
-    ChatGateway, ChatGatewaySpec, ExternalRedis, ManagedRedis, RedisAuth, RedisStore, SecretKey, TLS_CERTIFICATE_KEY,
-    TLS_KEY_KEY,
+    Autoscaling, ChatGateway, ChatGatewaySpec, ExternalRedis, ManagedRedis, MetricType, RedisAuth, RedisStore,
+    SecretKey, TLS_CERTIFICATE_KEY, TLS_KEY_KEY,
 };
 use chatgateway_config::parts::StoreType;
 use chatgateway_config::{ConfigErrors, Settings, Violation};
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::plan::objects::check_override;
 use crate::plan::{Place, config};
 
-/// Longest name of a gateway: objects made for it have longer ones, and a name of Kubernetes has 63 at most.
-const NAME_MAX_BYTES: usize = 50;
+/// Longest name of a gateway: its Redis is a StatefulSet with six characters more, whose pods carry that name and eleven more
+/// as a label, and labels have 63 at most.
+const NAME_MAX_BYTES: usize = 46;
 
 /// Most replicas of one gateway.
 const REPLICAS_MAX: i32 = 1_000;
@@ -56,10 +61,23 @@ impl Validated {
         &self.spec
     }
 
-    /// How many pods.
+    /// How many pods; with an autoscaler, the fewest.
     #[must_use]
     pub fn replicas(&self) -> usize {
-        usize::try_from(self.spec.replicas.unwrap_or(1)).unwrap_or(0)
+        let replicas = self.autoscaling().map_or(self.spec.replicas, |autoscaling| autoscaling.min_replicas);
+        usize::try_from(replicas.unwrap_or(1)).unwrap_or(0)
+    }
+
+    /// How the number of pods follows the load, where it does.
+    #[must_use]
+    pub fn autoscaling(&self) -> Option<&Autoscaling> {
+        self.spec.autoscaling.as_ref()
+    }
+
+    /// Whether nothing is to be changed now.
+    #[must_use]
+    pub fn paused(&self) -> bool {
+        self.spec.paused.unwrap_or(false)
     }
 
     /// The Redis that is to be run for the gateway, where one is.
@@ -200,26 +218,69 @@ fn check_name(name: &str, violations: &mut Vec<Violation>) {
 }
 
 fn check_replicas(spec: &ChatGatewaySpec, violations: &mut Vec<Violation>) {
-    if spec.autoscaling.is_some() {
-        let message = "autoscaling is not available in this release; use replicas";
-        violations.push(Violation::new("spec.autoscaling", message));
-        if spec.replicas.is_some() {
-            let message = "replicas and autoscaling exclude each other: give one of them";
-            violations.push(Violation::new("spec.replicas", message));
-        }
-    }
-    let Some(replicas) = spec.replicas else { return };
-    if !(0..=REPLICAS_MAX).contains(&replicas) {
-        let message = format!("{replicas} is out of range; it must be 0 to {REPLICAS_MAX}");
+    if spec.replicas.is_some() && spec.autoscaling.is_some() {
+        let message = "replicas and autoscaling exclude each other: give one of them";
         violations.push(Violation::new("spec.replicas", message));
     }
+    if let Some(autoscaling) = &spec.autoscaling {
+        check_autoscaling(spec, autoscaling, violations);
+        check_shared_store(spec, autoscaling.max_replicas, "spec.autoscaling.maxReplicas", violations);
+    }
+    let Some(replicas) = spec.replicas else { return };
+    check_range(replicas, 0, "spec.replicas", violations);
+    check_shared_store(spec, replicas, "spec.replicas", violations);
+}
+
+fn check_range(replicas: i32, least: i32, path: &str, violations: &mut Vec<Violation>) {
+    if !(least..=REPLICAS_MAX).contains(&replicas) {
+        let message = format!("{replicas} is out of range; it must be {least} to {REPLICAS_MAX}");
+        violations.push(Violation::new(path, message));
+    }
+}
+
+fn check_shared_store(spec: &ChatGatewaySpec, replicas: i32, path: &str, violations: &mut Vec<Violation>) {
     let store = spec.sessions.as_ref().and_then(|sessions| sessions.store.as_ref());
     if replicas > 1 && store.is_none_or(|store| store.kind == StoreType::Memory) {
         let message = format!(
             "{replicas} replicas need a store that they share; with `sessions.store.type: Memory` a session lives in one \
              process and the others do not know it. Use 1, or `type: Redis`"
         );
-        violations.push(Violation::new("spec.replicas", message));
+        violations.push(Violation::new(path, message));
+    }
+}
+
+fn check_autoscaling(spec: &ChatGatewaySpec, autoscaling: &Autoscaling, violations: &mut Vec<Violation>) {
+    let (least, most) = (autoscaling.min_replicas.unwrap_or(1), autoscaling.max_replicas);
+    check_range(least, 1, "spec.autoscaling.minReplicas", violations);
+    check_range(most, 1, "spec.autoscaling.maxReplicas", violations);
+    if least > most {
+        let message = format!("{least} exceeds maxReplicas, which is {most}");
+        violations.push(Violation::new("spec.autoscaling.minReplicas", message));
+    }
+    let mut seen = BTreeSet::new();
+    for (index, metric) in autoscaling.metrics.iter().enumerate() {
+        let path = format!("spec.autoscaling.metrics[{index}]");
+        if metric.kind != MetricType::Cpu {
+            let message = format!("{:?} is not available in this release; use CPU", metric.kind);
+            violations.push(Violation::new(format!("{path}.type"), message));
+        }
+        if !seen.insert(metric.kind as u8) {
+            violations.push(Violation::new(&path, "this metric is there already; write each once"));
+        }
+        if metric.target < 1 {
+            violations.push(Violation::new(format!("{path}.target"), "must be at least 1"));
+        }
+    }
+    // Percent of a request that is not there cannot be measured: the autoscaler would stand still.
+    let resources = spec.pod.as_ref().and_then(|pod| pod.resources.as_ref());
+    let requests = |resources: &ResourceRequirements| {
+        let named =
+            |list: &Option<BTreeMap<String, Quantity>>| list.as_ref().is_some_and(|list| list.contains_key("cpu"));
+        named(&resources.requests) || named(&resources.limits)
+    };
+    if resources.is_some_and(|resources| !requests(resources)) {
+        let message = "has no `cpu`, of which an autoscaler counts percent; add `requests: {cpu: 250m}`";
+        violations.push(Violation::new("spec.pod.resources", message));
     }
 }
 
@@ -258,6 +319,8 @@ fn check_overrides(spec: &ChatGatewaySpec, violations: &mut Vec<Violation>) {
             violations.push(Violation::new(path, message));
         } else if !patch.is_object() {
             violations.push(Violation::new(path, "must be an object: a JSON merge patch"));
+        } else if let Some((field, message)) = check_override(patch) {
+            violations.push(Violation::new(format!("{path}.{field}"), message));
         }
     }
 }

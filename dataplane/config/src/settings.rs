@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::error::ConfigErrors;
@@ -358,14 +359,25 @@ impl Settings {
         self.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
 
+    /// SHA-256 of what a running process cannot take over, in hex: where it differs, processes must be replaced.
+    #[must_use]
+    pub fn cold_hash(&self) -> String {
+        let parts: serde_json::Map<_, _> = cold(self).into_iter().map(|(name, part)| (name.to_owned(), part)).collect();
+        hex(&Sha256::digest(Value::Object(parts).to_string()))
+    }
+
     /// The settings with the hash of what they are.
     #[must_use]
     pub(crate) fn hashed(mut self) -> Self {
         // Plain data of named fields: it always has a JSON form.
         let canonical = serde_json::to_vec(&self).unwrap_or_default();
-        self.hash = Sha256::digest(&canonical).iter().map(|byte| format!("{byte:02x}")).collect();
+        self.hash = hex(&Sha256::digest(&canonical));
         self
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Default for Settings {
@@ -498,18 +510,27 @@ impl Default for LogSettings {
     }
 }
 
-/// What differs between two settings that a running process cannot take over, by the name of the section or field.
+/// The settings that a running process cannot take over, by the name of the section or field, each in its JSON form.
 /// Everything else is taken over while it runs.
+fn cold(settings: &Settings) -> [(&'static str, Value); 6] {
+    // Plain data of named fields: it always has a JSON form.
+    fn json(part: &impl Serialize) -> Value {
+        serde_json::to_value(part).unwrap_or_default()
+    }
+    [
+        ("gateway.name", json(&settings.gateway.name)),
+        ("listeners", json(&settings.listeners)),
+        ("workers", json(&settings.workers)),
+        // The gRPC codec is built with it.
+        ("limits.maxMessageBytes", json(&settings.limits.max_message_bytes)),
+        ("sessions.store", json(&settings.sessions.store)),
+        ("log", json(&settings.log)),
+    ]
+}
+
+/// What differs between two settings that a running process cannot take over.
 #[must_use]
 pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
-    let cold = [
-        ("gateway.name", old.gateway.name != new.gateway.name),
-        ("listeners", old.listeners != new.listeners),
-        ("workers", old.workers != new.workers),
-        // The gRPC codec is built with it.
-        ("limits.maxMessageBytes", old.limits.max_message_bytes != new.limits.max_message_bytes),
-        ("sessions.store", old.sessions.store != new.sessions.store),
-        ("log", old.log != new.log),
-    ];
-    cold.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+    let pairs = cold(old).into_iter().zip(cold(new));
+    pairs.filter_map(|((name, old), (_, new))| (old != new).then_some(name)).collect()
 }

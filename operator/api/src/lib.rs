@@ -24,7 +24,7 @@ pub use crd::crd;
 pub use pod::{Pod, Service, ServiceType};
 pub use scaling::{Autoscaling, Metric, MetricType};
 pub use sessions::{
-    ExternalRedis, ManagedRedis, RedisAuth, RedisAuthSecret, RedisStore, RedisTls, Sessions, Store,
+    DeletionPolicy, ExternalRedis, ManagedRedis, RedisAuth, RedisAuthSecret, RedisStore, RedisTls, Sessions, Store,
     TLS_CERTIFICATE_KEY, TLS_KEY_KEY,
 };
 pub use status::ChatGatewayStatus;
@@ -75,6 +75,9 @@ pub struct ChatGatewaySpec {
     /// How the number of pods follows the load. Not together with `replicas`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
+    /// Nothing is changed while this is true, and what runs goes on. False by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<bool>,
     /// How the gateway is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<Service>,

@@ -1,8 +1,10 @@
 //! Sessions and their store.
 
 use chatgateway_config::parts::{DurationText, History, RedisMode, StoreType};
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::upstream::SecretKey;
@@ -56,9 +58,29 @@ pub struct RedisStore {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ManagedRedis {
-    /// Size of its volume.
+    /// Size of its volume. `1Gi` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Quantity>,
+    /// Its container image, Redis 7.0 or later. By default that of the operator's settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+    /// What its container requests and may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    /// What becomes of its volume when the gateway is deleted. `Retain` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+}
+
+/// What becomes of data when what it belongs to is deleted.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeletionPolicy {
+    /// It stays.
+    #[default]
+    Retain,
+    /// It goes, too.
+    Delete,
 }
 
 /// A Redis that is there already. Version 7.0 or later, with `maxmemory-policy noeviction`.

@@ -20,6 +20,18 @@ pub struct ChatGatewayStatus {
     /// Pods of the newest template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated_replicas: Option<i32>,
+    /// Pods that leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining_replicas: Option<i32>,
+    /// Ready pods that run the newest configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programmed_replicas: Option<i32>,
+    /// Client connections of all pods, where they could be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<i64>,
+    /// Turns that run in all pods, where they could be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_turns: Option<i64>,
     /// Which pods count for scaling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use chatgateway_config::{ConfigErrors, needs_restart};
+use serde_json::Value;
 
-use crate::plan::config::{Place, render};
+use crate::plan::objects::{Observed, Planned, Release, plan};
 use crate::validate::Validated;
 
 /// What an edit does.
@@ -24,21 +25,38 @@ impl Change {
     /// # Errors
     /// Where one of them cannot be rendered.
     pub fn between(old: &Validated, new: &Validated) -> Result<Self, ConfigErrors> {
-        let place = Place::cluster();
-        let (before, after) = (render(old, &place)?.settings, render(new, &place)?.settings);
-        let mut roll: Vec<_> = needs_restart(&before, &after).into_iter().map(named).collect();
-        if old.spec().image != new.spec().image {
-            roll.push("spec.image".to_owned());
+        let (before, after) = (objects(old)?, objects(new)?);
+        let settings = [&before, &after].map(|planned| &planned.rendered.settings);
+        let mut roll: Vec<_> = needs_restart(settings[0], settings[1]).into_iter().map(named).collect();
+        let (was, is) = (old.spec(), new.spec());
+        let parts = [
+            ("spec.image", was.image != is.image),
+            ("spec.pod", was.pod != is.pod),
+            ("spec.overrides.Deployment", was.overrides.get("Deployment") != is.overrides.get("Deployment")),
+            // A pod's time for its drain is given to it when it is made.
+            ("spec.drain", was.drain != is.drain),
+            ("the Secrets", old.secrets() != new.secrets()),
+        ];
+        let template = template(&before) != template(&after);
+        if template {
+            roll.extend(parts.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));
         }
-        if old.spec().pod != new.spec().pod {
-            roll.push("spec.pod".to_owned());
-        }
-        if old.spec().overrides.get("Deployment") != new.spec().overrides.get("Deployment") {
-            roll.push("spec.overrides.Deployment".to_owned());
+        if template && roll.is_empty() {
+            roll.push("the pod template".to_owned());
         }
         let (from, to) = (old.replicas(), new.replicas());
-        Ok(Self { config: before.hash != after.hash, roll, scale: (from != to).then_some((from, to)) })
+        Ok(Self { config: settings[0].hash != settings[1].hash, roll, scale: (from != to).then_some((from, to)) })
     }
+}
+
+fn objects(gateway: &Validated) -> Result<Planned, ConfigErrors> {
+    plan(gateway, &Observed::default(), &Release::default())
+}
+
+/// What pods are made from.
+fn template(planned: &Planned) -> Option<&Value> {
+    let deployment = planned.objects.iter().find(|object| object.kind == "Deployment")?;
+    Some(&deployment.value["spec"]["template"])
 }
 
 /// The name of a configuration field in the resource.

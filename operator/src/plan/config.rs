@@ -13,7 +13,7 @@ use chatgateway_config::{ConfigErrors, Settings};
 use crate::validate::Validated;
 
 /// Port of a managed Redis in a cluster.
-const REDIS_PORT: u16 = 6_379;
+pub(super) const REDIS_PORT: u16 = 6_379;
 
 /// Key of the Secret with a managed Redis' password in a cluster.
 const REDIS_PASSWORD_KEY: &str = "password";

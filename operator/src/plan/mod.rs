@@ -2,8 +2,15 @@
 
 mod change;
 pub(crate) mod config;
-mod print;
+pub mod objects;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 pub use change::Change;
 pub use config::{ManagedAt, Place, Rendered, render};
-pub use print::config_map;
+
+/// The SHA-256 of a JSON value's text, in hex.
+fn sha256(value: &Value) -> String {
+    Sha256::digest(value.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,181 @@
+use chatgateway_api::ChatGateway;
+use k8s_openapi::jiff::Timestamp;
+
+use super::*;
+use crate::plan::objects::{Observed, Release, plan};
+use crate::validate::validate;
+
+fn time(seconds: i64) -> Time {
+    Time(Timestamp::from_second(seconds).expect("a time"))
+}
+
+fn gateway(spec: serde_json::Value) -> ChatGateway {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "chatgateway.dev/v1alpha1", "kind": "ChatGateway", "metadata": {"name": "a"}, "spec": spec,
+    }))
+    .expect("its shape is right")
+}
+
+fn planned(redis: bool) -> Planned {
+    let mut spec = serde_json::json!({"upstreams": [{"name": "demo", "type": "Demo"}]});
+    if redis {
+        spec["sessions"] = serde_json::json!({"store": {"type": "Redis", "redis": {"managed": {}}}});
+    }
+    let valid = validate(&gateway(spec)).expect("it is valid");
+    plan(&valid, &Observed::default(), &Release::default()).expect("it can be planned")
+}
+
+/// Everything as it should be, with two pods.
+fn well(planned: &Planned) -> Seen {
+    let report = PodReport {
+        config_hash: planned.rendered.settings.hash.clone(),
+        connections: 10,
+        turns: 2,
+        ..PodReport::default()
+    };
+    let pod =
+        |name: &str| PodSeen { name: name.into(), ready: true, report: Some(report.clone()), ..PodSeen::default() };
+    let deployment =
+        DeploymentSeen { current: true, desired: 2, replicas: 2, updated: 2, ready: 2, available: 2, stuck: None };
+    Seen {
+        generation: 3,
+        deployment: Some(deployment),
+        redis: Some(RedisSeen { ready: true }),
+        pods: vec![pod("a-1"), pod("a-2")],
+        ..Seen::default()
+    }
+}
+
+fn said(status: &ChatGatewayStatus) -> Vec<String> {
+    let line = |c: &Condition| format!("{}={} {}", c.type_, c.status, c.reason);
+    status.conditions.iter().map(line).collect()
+}
+
+fn judged(planned: &Planned, seen: &Seen) -> ChatGatewayStatus {
+    status("a", Verdict::Planned(planned), seen, &ChatGatewayStatus::default(), &time(1))
+}
+
+#[test]
+fn a_gateway_that_is_well_is_ready_and_its_pods_are_summed_up() {
+    let planned = planned(true);
+    let status = judged(&planned, &well(&planned));
+    let expected = [
+        "Accepted=True Valid",
+        "ResolvedRefs=True Resolved",
+        "SessionStoreReady=True Reachable",
+        "Programmed=True Programmed",
+        "Available=True PodsAvailable",
+        "Ready=True Ready",
+    ];
+    assert_eq!(said(&status), expected);
+    assert_eq!((status.connections, status.active_turns, status.programmed_replicas), (Some(20), Some(4), Some(2)));
+    assert!(status.conditions.iter().all(|condition| condition.observed_generation == Some(3)));
+    let selector =
+        "app.kubernetes.io/component=gateway,app.kubernetes.io/instance=a,app.kubernetes.io/name=chatgateway";
+    assert_eq!(status.selector.as_deref(), Some(selector));
+}
+
+#[test]
+fn the_same_state_gives_the_same_status_and_only_flips_have_a_new_time() {
+    let planned = planned(true);
+    let seen = well(&planned);
+    let first = judged(&planned, &seen);
+    let again = status("a", Verdict::Planned(&planned), &seen, &first, &time(60));
+    assert_eq!(first, again);
+    let mut worse = seen;
+    worse.redis = None;
+    let flipped = status("a", Verdict::Planned(&planned), &worse, &again, &time(60));
+    let times = |kind: &str| {
+        let of = |status: &ChatGatewayStatus| {
+            status.conditions.iter().find(|c| c.type_ == kind).map(|c| c.last_transition_time.clone())
+        };
+        (of(&again), of(&flipped))
+    };
+    assert_eq!(times("SessionStoreReady"), (Some(time(1)), Some(time(60))));
+    assert_eq!(times("Accepted"), (Some(time(1)), Some(time(1))));
+}
+
+/// Puts a fault in, and compares one of the conditions, `Ready`, and the last one.
+fn faulty(name: &str, fault: fn(&mut Seen), expected: [&str; 3]) {
+    let planned = planned(true);
+    let mut seen = well(&planned);
+    fault(&mut seen);
+    let said = said(&judged(&planned, &seen));
+    assert!(said.iter().any(|line| line == expected[0]), "{name}: {said:?}");
+    assert_eq!((said[5].as_str(), said.last().map(String::as_str)), (expected[1], Some(expected[2])), "{name}");
+}
+
+/// The same where the condition, `Ready` and `Reconciling` have one reason.
+fn passing(name: &str, fault: fn(&mut Seen), condition: &str) {
+    let reason = condition.split_once(' ').expect("a reason").1;
+    let [ready, last] = [format!("Ready=False {reason}"), format!("Reconciling=True {reason}")];
+    faulty(name, fault, [condition, &ready, &last]);
+}
+
+#[test]
+fn what_mends_itself_is_told_where_it_is() {
+    passing("Redis is away", |s| s.redis = Some(RedisSeen { ready: false }), "SessionStoreReady=False RedisNotReady");
+    let trouble: fn(&mut Seen) = |s| report(s).store_trouble = Some("refused".into());
+    passing("a pod cannot use its store", trouble, "SessionStoreReady=False Unreachable");
+    passing("old configuration", |s| report(s).config_hash = "old".into(), "Programmed=False Pending");
+    passing("refused", |s| report(s).config_error = Some("line 3".into()), "Programmed=False Refused");
+    passing("a pod cannot be asked", |s| s.pods[0].report = None, "Programmed=False Pending");
+    passing("no pod takes clients", |s| deployment(s).available = 0, "Available=False NoPodAvailable");
+    let rolling = ["Available=True PodsAvailable", "Ready=False RollingOut", "Reconciling=True RollingOut"];
+    faulty("a rollout is on its way", |s| deployment(s).updated = 1, rolling);
+    faulty("old pods are still there", |s| deployment(s).replicas = 3, rolling);
+}
+
+#[test]
+fn what_somebody_must_mend_is_stalled() {
+    let missing: fn(&mut Seen) = |s| s.missing.push(Violation::new("spec.x", "Secret s is not there"));
+    let expected = ["ResolvedRefs=False NotFound", "Ready=False NotFound", "Stalled=True NotFound"];
+    faulty("a Secret is missing", missing, expected);
+    let stuck: fn(&mut Seen) = |s| {
+        deployment(s).updated = 1;
+        deployment(s).stuck = Some("deadline exceeded".into());
+    };
+    let expected = ["Available=True PodsAvailable", "Ready=False RollingOut", "Stalled=True RolloutStuck"];
+    faulty("a rollout stands still", stuck, expected);
+    let expected = ["Available=True PodsAvailable", "Ready=True Ready", "Stalled=True Paused"];
+    faulty("it is paused", |s| s.paused = true, expected);
+}
+
+#[test]
+fn a_gateway_that_is_to_have_no_pods_waits_for_nobody() {
+    let zero: fn(&mut Seen) = |s| *deployment(s) = DeploymentSeen { current: true, ..DeploymentSeen::default() };
+    let expected = ["Available=False ScaledToZero", "Ready=False ScaledToZero", "Ready=False ScaledToZero"];
+    faulty("nobody is to be served", zero, expected);
+}
+
+fn report(seen: &mut Seen) -> &mut PodReport {
+    seen.pods[0].report.as_mut().expect("a report")
+}
+
+fn deployment(seen: &mut Seen) -> &mut DeploymentSeen {
+    seen.deployment.as_mut().expect("a Deployment")
+}
+
+#[test]
+fn what_makes_no_sense_is_told_with_its_paths_and_the_old_pods_stay() {
+    let errors = validate(&gateway(serde_json::json!({"upstreams": [], "replicas": 2}))).expect_err("it is wrong");
+    let seen =
+        Seen { deployment: Some(DeploymentSeen { current: true, ..DeploymentSeen::default() }), ..Seen::default() };
+    let status = status("a", Verdict::Invalid(&errors), &seen, &ChatGatewayStatus::default(), &time(1));
+    assert_eq!(status.conditions[0].reason, "Invalid");
+    let message = &status.conditions[0].message;
+    assert!(
+        message.contains("spec.replicas: 2 replicas need a store") && message.contains("spec.upstreams: is missing")
+    );
+    assert!(message.ends_with("what runs stays as it was"), "{message}");
+    let last = status.conditions.last().expect("some");
+    assert_eq!((last.type_.as_str(), last.reason.as_str()), ("Stalled", "Invalid"));
+}
+
+#[test]
+fn what_belongs_to_somebody_else_is_named() {
+    let conflict = Verdict::Conflict { kind: "Service", name: "a" };
+    let status = status("a", conflict, &Seen::default(), &ChatGatewayStatus::default(), &time(1));
+    assert!(status.conditions[0].message.starts_with("Service a is there and belongs to somebody else"));
+    assert_eq!(said(&status)[0], "Accepted=False NameConflict");
+}
