@@ -8,7 +8,7 @@ TEST_THREADS ?= 4
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## Build, and run MANIFEST (default examples/quickstart.yaml) on this machine (ARGS="--http-port 0")
@@ -53,6 +53,12 @@ bench-redis: ## Measure sessions in Redis: cost, takeover, rollout, reconnects (
 	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests \
 		--bin chatgateway-dataplane --bin bench --bin model-sim
 	target/release/bench redis $(ARGS)
+
+.PHONY: bench-upstream
+bench-upstream: ## Measure model servers under pressure: batching, overload, a dead server, limits (the same ARGS)
+	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests \
+		--bin chatgateway-dataplane --bin bench --bin model-sim
+	target/release/bench upstream $(ARGS)
 
 .PHONY: crds
 crds: ## Write crds/ from the resource's types

@@ -9,6 +9,7 @@ mod redis;
 mod report;
 mod setup;
 mod streams;
+mod upstream;
 mod wire;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
@@ -55,6 +56,8 @@ struct Run<C: ValueEnum + Send + Sync + 'static> {
 enum Part {
     /// Sessions in Redis: what they cost and survive
     Redis(Run<redis::Case>),
+    /// Model servers under pressure: batching, overload, a dead server, limits
+    Upstream(Run<upstream::Case>),
     /// A bare WebSocket echo, a baseline
     #[command(hide = true)]
     EchoWs,
@@ -126,6 +129,10 @@ fn main() -> anyhow::Result<ExitCode> {
         Some(Part::Model { tokens, tokens_per_second }) => serve_model(tokens, tokens_per_second),
         Some(Part::Redis(run)) => {
             let all = redis::Case::value_variants().to_vec();
+            measure(&runtime, &run, all, async |case, setup| case.run(setup).await)
+        }
+        Some(Part::Upstream(run)) => {
+            let all = upstream::Case::value_variants().to_vec();
             measure(&runtime, &run, all, async |case, setup| case.run(setup).await)
         }
         None => measure(&runtime, &arguments.run, Case::all(), async |case, setup| case.run(setup).await),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use chatgateway_tests::process::{GatewayProcess, Process, core_wait, cpu_time, dataplane_program, on_core};
+use chatgateway_tests::process::{GatewayProcess, Process, core_wait, cpu_time, dataplane_program, on_core, program};
 use serde_json::{Value, json};
 
 /// How the benchmarks run.
@@ -39,6 +39,19 @@ impl Setup {
         config["workers"] = json!(1);
         config["log"] = json!({"level": "info", "format": "json"});
         GatewayProcess::start_on(self.server_core, &config).await
+    }
+
+    /// Starts a model-server simulator with these arguments on the generator's core, on a free port unless they name one.
+    pub fn model_server(&self, arguments: &[&str]) -> anyhow::Result<(Process, SocketAddr)> {
+        let mut command = Command::new(program("model-sim")?);
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        command.args(arguments);
+        let process = on_core(self.generator_core, || Process::start(command))?;
+        let address = |line: &str| line.split_once("listening on http://")?.1.parse().ok();
+        let address = process.wait_for_line("where it listens", address)?;
+        Ok((process, address))
     }
 
     /// Starts a part of this program as a process of its own; it says where it listens.

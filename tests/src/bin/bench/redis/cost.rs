@@ -12,6 +12,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use chatgateway_core::log::EntryId;
+use chatgateway_redis_server::RedisServer;
 use chatgateway_tests::client::{HttpClient, in_time};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -38,18 +39,18 @@ const BARE_STREAMS: usize = 200;
 const BARE_ENTRIES: usize = 500;
 
 /// What Redis says of itself.
-struct Stats {
+pub struct Stats {
     /// Calls and microseconds by command.
     commands: Vec<(String, u64, u64)>,
     /// All commands, those of scripts too.
     processed: u64,
     /// Processor time of the process.
-    cpu: Duration,
+    pub cpu: Duration,
 }
 
 impl Stats {
-    fn read(ground: &Ground) -> anyhow::Result<Self> {
-        let redis = &ground.redis;
+    /// Reads it.
+    pub fn read(redis: &RedisServer) -> anyhow::Result<Self> {
         let field =
             |section: &str, name: &str| redis.info(section, name).with_context(|| format!("INFO {section}: {name}"));
         let seconds = |name: &str| anyhow::Ok(field("cpu", name)?.parse::<f64>()?);
@@ -60,7 +61,7 @@ impl Stats {
     }
 
     /// Calls and microseconds of a command.
-    fn of(&self, name: &str) -> (u64, u64) {
+    pub fn of(&self, name: &str) -> (u64, u64) {
         let lines = self.commands.iter().filter(|(command, _, _)| command == name);
         lines.fold((0, 0), |(calls, us), (_, more_calls, more_us)| (calls + more_calls, us + more_us))
     }
@@ -106,9 +107,9 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     let stream = |name| Stream { answers: ANSWERS, tokens: TOKENS, name, spread: SPREAD, warm, length };
     measure(gateway.http(), gateway.pid(), stream("warm")).await?;
     delete(gateway.http(), "warm").await?;
-    let (before, sent, model_calls) = (Stats::read(&ground)?, relay.counts(), ground.model_calls().await?);
+    let (before, sent, model_calls) = (Stats::read(&ground.redis)?, relay.counts(), ground.model_calls().await?);
     let measured = measure(gateway.http(), gateway.pid(), stream("cost")).await?;
-    let (sent, after) = (since(&sent, &relay.counts()), Stats::read(&ground)?);
+    let (sent, after) = (since(&sent, &relay.counts()), Stats::read(&ground.redis)?);
     let tokens = ((ground.model_calls().await? - model_calls) * TOKENS) as f64;
     let bare_us = bare_xadd_us(&ground).await?;
     let all: u64 = sent.values().sum();
@@ -159,13 +160,13 @@ async fn bare_xadd_us(ground: &Ground) -> anyhow::Result<f64> {
     let mut stream = in_time("a connection to Redis", TcpStream::connect(ground.redis.endpoint())).await??;
     let mut figures = (0, 0);
     for _ in 0..2 {
-        let before = Stats::read(ground)?.of("xadd");
+        let before = Stats::read(&ground.redis)?.of("xadd");
         for number in 1..=BARE_ENTRIES {
             let id = format!("{number}-0");
             let commands = keys.iter().map(|key| encoded(&[&["XADD", key, &id], &entry[..]].concat()));
             ask(&mut stream, &commands.collect::<String>(), keys.len()).await?;
         }
-        let after = Stats::read(ground)?.of("xadd");
+        let after = Stats::read(&ground.redis)?.of("xadd");
         figures = (after.0 - before.0, after.1 - before.1);
         ask(&mut stream, &keys.iter().map(|key| encoded(&["DEL", key])).collect::<String>(), keys.len()).await?;
     }

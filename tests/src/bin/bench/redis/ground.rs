@@ -2,7 +2,6 @@
 
 use std::{
     net::SocketAddr,
-    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use anyhow::Context as _;
 use chatgateway_redis_server::{Fsync, Options, RedisServer};
 use chatgateway_tests::{
     client::HttpClient,
-    process::{GatewayProcess, Process, on_core, program},
+    process::{GatewayProcess, Process, on_core},
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -40,11 +39,7 @@ impl Ground {
     pub fn start(setup: &Setup, behaviour: &Value) -> anyhow::Result<Self> {
         let options = Options { appendonly: Some(Fsync::Everysec), ..Options::default() };
         let redis = on_core(setup.server_core, || RedisServer::start(options))?;
-        let mut command = Command::new(program("model-sim")?);
-        command.args(["--listen", "127.0.0.1:0", "--behaviour", &behaviour.to_string()]);
-        let process = on_core(setup.generator_core, || Process::start(command))?;
-        let address = |line: &str| line.split_once("listening on http://")?.1.parse().ok();
-        let simulator = process.wait_for_line("where it listens", address)?;
+        let (process, simulator) = setup.model_server(&["--behaviour", &behaviour.to_string()])?;
         Ok(Self { setup: *setup, redis, simulator, _simulator: process })
     }
 

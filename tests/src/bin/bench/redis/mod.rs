@@ -5,11 +5,11 @@
 
 pub mod bare;
 mod connection;
-mod cost;
-mod ground;
+pub mod cost;
+pub mod ground;
 mod live;
 mod operations;
-mod relay;
+pub mod relay;
 mod returns;
 mod rollout;
 mod slow;
