@@ -4,12 +4,14 @@
 //! time matters), and what is to be done goes out as a value. The shells around it (`chatgateway-dataplane`) stay thin.
 //!
 //! * [`log`]: the session log. Its store scripts as pure functions, its owner and its readers as state machines.
+//! * [`batch`]: which asks go to a model server as one call, and when.
 //! * [`drain`]: how a pod leaves.
 //! * [`error`]: one table of error codes with what each is on every wire, and the WebSocket close codes.
 //! * [`queue`]: who may call a model server now, and who waits.
 //! * [`sse`]: reads server-sent events from any chunks, with a bound.
 //! * [`limits`]: every bound, with the reason for its size.
 
+pub mod batch;
 pub mod drain;
 pub mod error;
 pub mod limits;

@@ -459,3 +459,38 @@ pub const POD_INDEX_REPEAT_BEATS: u64 = 10;
 
 /// Pods that one heartbeat tells of, the longest silent first.
 pub const PODS_MAX: usize = 1_000;
+
+// Micro-batching.
+
+/// Asks over which is smoothed how busy a model server is: about a second at the loads where that matters.
+pub const BATCH_BUSY_ASKS: f64 = 32.0;
+
+/// The part of a model server's room that is taken on average, from which on it is busy: places may be held back for a moment
+/// to fill batches. Below it calls seldom wait for each other.
+pub const BATCH_BUSY: f64 = 0.6;
+
+/// How long a model server that takes no batches is asked one by one before it is tried again: it may have been replaced.
+pub const BATCH_ALONE: Duration = Duration::from_secs(60);
+
+/// Numbers of calls at once that are told apart when a model server's useful concurrency is measured; more count as this many.
+pub const ROOM_LEVELS_MAX: usize = 128;
+
+/// Calls at one number of calls at once before anything follows from their times.
+pub const ROOM_SAMPLES_MIN: f64 = 8.0;
+
+/// How much later than the best one a first token may come, as a part of it, before that counts as a wait in the model server:
+/// answers differ by themselves.
+pub const ROOM_TOLERANCE: f64 = 0.2;
+
+/// After how many calls for which there was just room one more is sent than there is room for, at most: a larger server is found
+/// out within a minute or so, and hardly an ask notices.
+pub const ROOM_PROBE_CALLS: u32 = 32;
+
+/// After which time what was measured at a number of calls is forgotten: the model or the machine may be another one.
+pub const ROOM_FORGET: Duration = Duration::from_secs(30);
+
+/// Latest asks by which is judged whether the target for the time to the first token is kept: enough for 99 of 100.
+pub const TARGET_WINDOW_ASKS: usize = 256;
+
+/// Asks after which the size of batches and their window may grow by a step.
+pub const TARGET_STEP_ASKS: usize = 16;
