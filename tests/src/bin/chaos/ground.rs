@@ -51,6 +51,8 @@ pub struct Slot {
     store: Option<Proxy>,
     ready: AtomicBool,
     generation: AtomicU32,
+    /// Held by a fault that ends or stops the process: one that comes before the last one is over waits for it.
+    process_faults: tokio::sync::Mutex<()>,
     /// Taken out by who ends it.
     pod: tokio::sync::Mutex<Option<GatewayProcess>>,
 }
@@ -202,6 +204,10 @@ impl Ground {
         let slot = &self.slots[number];
         let held = Flow { held: true, ..Flow::default() };
         let slow = |ms| Flow { latency: Duration::from_millis(ms), ..Flow::default() };
+        let _alone = match fault {
+            Fault::Kill { .. } | Fault::Freeze { .. } | Fault::Drain => Some(slot.process_faults.lock().await),
+            _ => None,
+        };
         match fault {
             Fault::Kill { down_ms } => {
                 let mut pod = slot.pod.lock().await.take().context("there is no pod to kill")?;
@@ -297,6 +303,7 @@ impl Slot {
             store,
             ready: AtomicBool::new(false),
             generation: AtomicU32::new(0),
+            process_faults: tokio::sync::Mutex::default(),
             pod: tokio::sync::Mutex::new(None),
         })
     }
