@@ -11,10 +11,14 @@
 //! * [`sse`]: reads server-sent events from any chunks, with a bound.
 //! * [`limits`]: every bound, with the reason for its size.
 
+pub mod balance;
 pub mod batch;
+pub mod breaker;
 pub mod drain;
 pub mod error;
 pub mod limits;
 pub mod log;
+pub mod pool;
 pub mod queue;
+pub mod retry;
 pub mod sse;

@@ -494,3 +494,32 @@ pub const TARGET_WINDOW_ASKS: usize = 256;
 
 /// Asks after which the size of batches and their window may grow by a step.
 pub const TARGET_STEP_ASKS: usize = 16;
+
+// Calls of model servers.
+
+/// Further attempts that a full retry budget allows: as many as a breaker looks at, so that what fails until it opens can be
+/// made again.
+pub const RETRY_RESERVE: u32 = 50;
+
+/// The bound of the first random pause before a call is made again at the same endpoint. Each further one is twice as long.
+pub const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// The longest such bound: the first word has ten seconds in all.
+pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// How long a call waits for an endpoint that asks it to: what takes longer, the next upstream answers sooner.
+pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How much of the mean load one endpoint may have before sessions with affinity go elsewhere, in percent: the paper's c. With
+/// less, more sessions lose their prompt cache; with more, some wait while others have room.
+pub const AFFINITY_LOAD_PERCENT: usize = 125;
+
+/// The share of its places up to which no endpoint counts as loaded, in percent: at low load the mean says nothing.
+pub const AFFINITY_FREE_PERCENT: usize = 25;
+
+/// Over how long the pace at which asks are served is measured at least: some batches of a model server without continuous
+/// batching.
+pub const QUEUE_PACE_WINDOW: Duration = Duration::from_millis(250);
+
+/// How long an endpoint that said it has enough (HTTP 429) is asked after the others, where it names no time.
+pub const ENDPOINT_REST: Duration = Duration::from_secs(1);

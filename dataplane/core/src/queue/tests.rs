@@ -24,7 +24,7 @@ fn as_many_run_as_may_and_the_rest_waits_up_to_a_bound() {
     assert_eq!(queue.ask(&1, now), Admission::Run);
     assert_eq!(queue.ask(&1, now), Admission::Run);
     let ticket = wait(&mut queue, 1, now);
-    assert!(matches!(queue.ask(&2, now), Admission::Full { .. }));
+    assert!(matches!(queue.ask(&2, now), Admission::Refused(NoRoom { why: Why::Full, .. })));
     assert_eq!(queue.poll(ticket, now), Standing::Waiting);
     assert_eq!(queue.release(now), Some(ticket));
     assert_eq!(queue.poll(ticket, now), Standing::Granted);
@@ -52,9 +52,9 @@ fn who_waits_too_long_is_refused_and_no_place_is_lost() {
     let never_polled = wait(&mut queue, 2, now);
     let later = now + TIMEOUT;
     let in_time = wait(&mut queue, 2, later);
-    assert!(matches!(queue.poll(polled, later), Standing::TimedOut { .. }));
+    assert!(matches!(queue.poll(polled, later), Standing::Refused(NoRoom { why: Why::TimedOut, .. })));
     assert_eq!(queue.release(later), Some(in_time), "the late one is passed over");
-    assert!(matches!(queue.poll(never_polled, later), Standing::TimedOut { .. }));
+    assert!(matches!(queue.poll(never_polled, later), Standing::Refused(NoRoom { why: Why::TimedOut, .. })));
     assert_eq!(queue.poll(in_time, later), Standing::Granted);
     assert_eq!(queue.release(later), None);
     assert_eq!((queue.running(), queue.waiting(), queue.asked.len()), (0, 0, 0));
@@ -74,20 +74,150 @@ fn giving_up_a_granted_place_passes_it_on() {
     assert_eq!((queue.running(), queue.waiting()), (1, 0));
 }
 
-#[test]
-fn the_time_to_wait_follows_the_pace() {
+/// A queue of sessions that have one ask each, of which one is served every 100 ms; and the time.
+fn paced(waiting: u8) -> (FairQueue<u8>, Instant) {
     let start = Instant::now();
     let mut queue = queue(1, 100);
-    assert_eq!(queue.ask(&1, start), Admission::Run);
-    for _ in 0..100 {
-        wait(&mut queue, 2, start);
+    assert_eq!(queue.ask(&255, start), Admission::Run);
+    for session in 0..waiting {
+        wait(&mut queue, session, start);
     }
     for i in 1..20 {
-        assert!(queue.release(start + Duration::from_millis(100 * i)).is_some());
-        wait(&mut queue, 2, start + Duration::from_millis(100 * i));
+        let now = start + Duration::from_millis(100 * i);
+        let ticket = queue.release(now).unwrap();
+        assert_eq!(queue.poll(ticket, now), Standing::Granted);
+        wait(&mut queue, 99 + i as u8, now);
     }
-    let Admission::Full { retry_after } = queue.ask(&3, start) else { panic!("not full") };
-    assert_eq!(retry_after, Duration::from_secs(10), "100 wait, ten are served a second");
+    (queue, start + Duration::from_millis(1_900))
+}
+
+#[test]
+fn the_time_to_wait_follows_the_pace() {
+    let (mut queue, now) = paced(51);
+    let Admission::Refused(refused) = queue.ask(&200, now) else { panic!("not refused") };
+    assert_eq!(refused.retry_after, Duration::from_millis(5_100), "51 wait, ten are served a second");
+}
+
+#[test]
+fn what_would_wait_too_long_is_refused_at_the_door() {
+    // Ten are served a second, and one may wait for five: the 51st that waits would be too late.
+    let (mut queue, now) = paced(50);
+    let place = queue.ask(&200, now);
+    assert!(matches!(place, Admission::Wait { .. }), "{place:?}");
+    assert_eq!(queue.door(&201, 0, now).unwrap_err().why, Why::TooSlow);
+    // A session's own asks come one in each round: its first one before the second ones of all others.
+    let (mut queue, now) = paced(25);
+    wait(&mut queue, 200, now);
+    assert_eq!(queue.door(&200, 0, now), Ok(()));
+    wait(&mut queue, 200, now);
+    for _ in 0..22 {
+        wait(&mut queue, 200, now);
+    }
+    assert_eq!(queue.door(&200, 0, now), Ok(()), "it would be the 50th");
+    wait(&mut queue, 200, now);
+    wait(&mut queue, 200, now);
+    assert_eq!(queue.door(&200, 0, now).unwrap_err().why, Why::TooSlow);
+    assert_eq!(queue.door(&201, 0, now), Ok(()), "another one has only 26 before it");
+    assert_eq!(queue.door(&201, 25, now).unwrap_err().why, Why::TooSlow, "those on their way count");
+}
+
+#[test]
+fn while_nothing_is_served_the_door_closes() {
+    let (mut queue, now) = paced(10);
+    assert_eq!(queue.door(&200, 0, now), Ok(()));
+    assert_eq!(queue.door(&200, 0, now + Duration::from_secs(3)).unwrap_err().why, Why::TooSlow);
+    // And opens soon after it goes on.
+    let mut later = now + Duration::from_secs(3);
+    for i in 0..8 {
+        later += Duration::from_millis(100);
+        let session = 210 + i;
+        let _ = queue.ask(&session, later);
+        assert!(queue.release(later).is_some());
+    }
+    assert!(queue.waiting() > 0);
+    for i in 0..20 {
+        later += Duration::from_millis(100);
+        queue.release(later);
+        let _ = queue.ask(&(220 + i), later);
+    }
+    assert_eq!(queue.door(&200, 0, later), Ok(()));
+}
+
+#[test]
+fn calls_that_end_in_batches_say_the_same_as_single_ones() {
+    let start = Instant::now();
+    let mut queue = queue(80, 2_000);
+    for _ in 0..80 {
+        assert_eq!(queue.ask(&0, start), Admission::Run);
+    }
+    for session in 0..200 {
+        wait(&mut queue, session, start);
+    }
+    let mut now = start;
+    for _ in 0..10 {
+        now += Duration::from_millis(348);
+        for i in 0..80 {
+            assert!(queue.release(now).is_some());
+            wait(&mut queue, i, now);
+        }
+        let pace = queue.pace.at(now);
+        assert!(pace.is_none_or(|pace| pace == Duration::from_millis(348) / 80), "{pace:?}");
+    }
+}
+
+#[test]
+fn a_full_queue_takes_the_ask_of_a_session_with_few() {
+    let now = Instant::now();
+    let mut queue = queue(1, 4);
+    assert_eq!(queue.ask(&0, now), Admission::Run);
+    let many: Vec<_> = (0..4).map(|_| wait(&mut queue, 1, now)).collect();
+    let Admission::Wait { ticket, pushed_out, .. } = queue.ask(&2, now) else { panic!("refused") };
+    assert_eq!(pushed_out, Some(many[3]), "the newest of the one with the most");
+    assert!(matches!(queue.poll(many[3], now), Standing::Refused(NoRoom { why: Why::PushedOut, .. })));
+    // 3 and 1 wait: a second ask makes it two each, a third one would only turn them round.
+    assert!(matches!(queue.ask(&2, now), Admission::Wait { pushed_out: Some(out), .. } if out == many[2]));
+    assert!(matches!(queue.ask(&2, now), Admission::Refused(NoRoom { why: Why::Full, .. })));
+    assert!(matches!(queue.ask(&1, now), Admission::Refused(NoRoom { why: Why::Full, .. })));
+    assert_eq!((queue.release(now), queue.release(now)), (Some(many[0]), Some(ticket)));
+    assert_eq!(queue.waiting(), 2);
+}
+
+#[test]
+fn capacity_that_grows_serves_those_that_wait_and_that_shrinks_takes_nothing_away() {
+    let now = Instant::now();
+    let mut queue = queue(1, 10);
+    assert_eq!(queue.ask(&0, now), Admission::Run);
+    let (a, b) = (wait(&mut queue, 1, now), wait(&mut queue, 2, now));
+    assert_eq!(queue.grant(now), None);
+    queue.set_capacity(3);
+    assert_eq!((queue.grant(now), queue.grant(now), queue.grant(now)), (Some(a), Some(b), None));
+    let c = wait(&mut queue, 3, now);
+    queue.set_capacity(1);
+    assert_eq!((queue.release(now), queue.release(now)), (None, None), "three run, one may");
+    assert_eq!(queue.release(now), Some(c));
+}
+
+#[test]
+fn a_queue_that_is_closed_tells_all_that_wait() {
+    let now = Instant::now();
+    let mut queue = queue(1, 10);
+    assert_eq!(queue.ask(&0, now), Admission::Run);
+    let mut tickets = vec![wait(&mut queue, 1, now), wait(&mut queue, 1, now), wait(&mut queue, 2, now)];
+    let mut told = queue.close();
+    told.sort();
+    tickets.sort();
+    assert_eq!(told, tickets);
+    for ticket in tickets {
+        assert!(matches!(queue.poll(ticket, now), Standing::Refused(NoRoom { why: Why::Closed, .. })));
+    }
+    assert_eq!((queue.waiting(), queue.asked.len(), queue.release(now)), (0, 0, None));
+    wait_again(&mut queue, now);
+}
+
+fn wait_again(queue: &mut FairQueue<u8>, now: Instant) {
+    assert_eq!(queue.ask(&1, now), Admission::Run);
+    let ticket = wait(queue, 1, now);
+    assert_eq!(queue.release(now), Some(ticket));
 }
 
 #[derive(Clone, Debug)]
@@ -124,6 +254,8 @@ struct Witness {
     waiting: Vec<Waiter>,
     /// Granted and not yet picked up.
     granted: Vec<Ticket>,
+    /// Put out, and not yet told.
+    out: Vec<Ticket>,
     /// For each waiting session, who was served since it began to wait.
     served_since: HashMap<u8, HashSet<u8>>,
 }
@@ -143,6 +275,31 @@ impl Witness {
         if self.waiting.iter().any(|w| w.session == session) {
             self.served_since.entry(session).or_default();
         }
+        Ok(())
+    }
+
+    fn waiting_of(&self, session: u8) -> usize {
+        self.waiting.iter().filter(|w| w.session == session).count()
+    }
+
+    /// Whether an ask has waited too long and does not know it: the queue may have passed it over already.
+    fn somebody_is_late(&self) -> bool {
+        self.waiting.iter().any(|w| self.now_ms >= w.deadline_ms)
+    }
+
+    /// One had to leave for `session`: the newest of the session with the most, which still has no fewer than that one then.
+    fn push_out(&mut self, ticket: Ticket, session: u8) -> Result<(), TestCaseError> {
+        let Some(at) = self.waiting.iter().position(|w| w.ticket == ticket) else {
+            return Err(TestCaseError::fail("one was put out that does not wait"));
+        };
+        let other = self.waiting.remove(at).session;
+        if !self.somebody_is_late() {
+            let left = self.waiting_of(other);
+            prop_assert!((0..6).all(|any| self.waiting_of(any) <= left + 1), "not the one with the most");
+            prop_assert!(left > self.waiting_of(session));
+        }
+        prop_assert!(self.waiting[at..].iter().all(|w| w.session != other), "not its newest");
+        self.out.push(ticket);
         Ok(())
     }
 
@@ -169,12 +326,21 @@ proptest! {
                         prop_assert!(seen.waiting.is_empty() || seen.running + seen.granted.len() < 3);
                         seen.running += 1;
                     }
-                    Admission::Wait { ticket, .. } => {
+                    Admission::Wait { ticket, pushed_out, .. } => {
+                        if let Some(out) = pushed_out {
+                            seen.push_out(out, session)?;
+                        }
                         seen.keep_waiting_sessions();
                         seen.waiting.push(Waiter { session, ticket, deadline_ms: seen.now_ms + 5_000 });
                         seen.served_since.entry(session).or_default();
                     }
-                    Admission::Full { .. } => prop_assert_eq!(queue.waiting(), 8),
+                    Admission::Refused(NoRoom { why: Why::Full, .. }) => {
+                        prop_assert_eq!(queue.waiting(), 8);
+                        let own = seen.waiting_of(session);
+                        prop_assert!(seen.somebody_is_late() || (0..6).all(|other| seen.waiting_of(other) < own + 2), "one with more stays in");
+                    }
+                    Admission::Refused(NoRoom { why: Why::TooSlow, .. }) => {}
+                    Admission::Refused(other) => return Err(TestCaseError::fail(format!("{other:?}"))),
                 },
                 Step::Release if seen.running > 0 => {
                     seen.running -= 1;
@@ -195,7 +361,7 @@ proptest! {
                 }
                 Step::Poll(index) if !seen.waiting.is_empty() => {
                     let at = index.index(seen.waiting.len());
-                    if matches!(queue.poll(seen.waiting[at].ticket, now), Standing::TimedOut { .. }) {
+                    if matches!(queue.poll(seen.waiting[at].ticket, now), Standing::Refused(NoRoom { why: Why::TimedOut, .. })) {
                         seen.waiting.remove(at);
                         seen.keep_waiting_sessions();
                     }
@@ -207,6 +373,9 @@ proptest! {
             prop_assert_eq!(queue.running(), seen.running + seen.granted.len());
             prop_assert!(queue.waiting() == 0 || queue.running() == 3, "somebody waits although there is room");
             prop_assert_eq!(queue.sessions.len(), queue.order.len());
+            prop_assert_eq!(queue.sessions.len(), queue.longest.len());
+            prop_assert_eq!(queue.waiting(), queue.rounds.iter().sum::<usize>());
+            prop_assert_eq!(queue.sessions.len(), queue.rounds.first().copied().unwrap_or(0));
         }
         // Everything comes to its end, and nothing is left behind.
         seen.now_ms += 10_000;
@@ -217,8 +386,11 @@ proptest! {
         for ticket in seen.granted {
             prop_assert_eq!(queue.cancel(ticket, end), None);
         }
+        for ticket in seen.out {
+            prop_assert!(matches!(queue.poll(ticket, end), Standing::Refused(NoRoom { why: Why::PushedOut, .. })), "it is told");
+        }
         for Waiter { ticket, .. } in seen.waiting {
-            prop_assert!(matches!(queue.poll(ticket, end), Standing::TimedOut { .. }), "it is told");
+            prop_assert!(matches!(queue.poll(ticket, end), Standing::Refused(NoRoom { why: Why::TimedOut, .. })), "it is told");
         }
         prop_assert_eq!((queue.running(), queue.waiting(), queue.asked.len()), (0, 0, 0));
     }
