@@ -34,3 +34,9 @@ impl Clock {
 pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+/// The time of day, for the dates that others write.
+#[must_use]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
+}

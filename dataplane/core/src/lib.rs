@@ -14,6 +14,7 @@
 pub mod balance;
 pub mod batch;
 pub mod breaker;
+pub mod discovery;
 pub mod drain;
 pub mod error;
 pub mod limits;

@@ -523,3 +523,18 @@ pub const QUEUE_PACE_WINDOW: Duration = Duration::from_millis(250);
 
 /// How long an endpoint that said it has enough (HTTP 429) is asked after the others, where it names no time.
 pub const ENDPOINT_REST: Duration = Duration::from_secs(1);
+
+/// How often the hosts of model servers are looked up again: a pod that is gone gets no calls soon after, and name services
+/// bear it.
+pub const DNS_LOOKUP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long such a look may take. What was found last is used meanwhile.
+pub const DNS_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often an answer that broke off is continued or told anew in one pod: a model server that always breaks off must come
+/// to an end.
+pub const ANSWER_RESUMES_MAX: u32 = 3;
+
+/// Turns whose ids are looked up at once although there is no room for them: a repeat must find its turn, a flood of new
+/// ones must not reach the store.
+pub const DOOR_LOOKS_MAX: usize = 64;

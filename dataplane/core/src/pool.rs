@@ -300,6 +300,12 @@ impl<S: Clone + Eq + Hash> Pool<S> {
         self.settle(now);
     }
 
+    /// Whether it is an endpoint, or was one and still has calls.
+    #[must_use]
+    pub fn has(&self, id: EndpointId) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.id == id)
+    }
+
     /// Whether an endpoint that is not in `avoid` has room.
     #[must_use]
     pub fn has_other(&self, avoid: &[EndpointId]) -> bool {

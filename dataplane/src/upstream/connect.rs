@@ -1,12 +1,14 @@
 //! Connections to a model server: TCP without delay, TLS where the URL says so, both within the connect timeout. No
-//! proxies and no redirects: the key goes to the configured address and nowhere else.
+//! proxies and no redirects: the key goes to the configured address and nowhere else. A client may be bound to one address of
+//! its host; the `Host` header and the name in the certificate are the host's all the same.
 
 use std::{
     fmt, io,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
@@ -18,16 +20,21 @@ use futures_util::future::BoxFuture;
 use http::Uri;
 use http_body_util::Full;
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::{
         Client,
-        connect::{Connected, Connection, HttpConnector},
+        connect::{
+            Connected, Connection, HttpConnector,
+            dns::{GaiResolver, Name},
+        },
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use tokio::net::TcpStream;
 use tower_service::Service;
+
+use super::failure::millis;
 
 /// Calls one model server over connections that are used again.
 pub(super) type HttpClient = Client<Connector, Full<Bytes>>;
@@ -46,32 +53,77 @@ impl fmt::Display for ConnectTimeout {
 
 impl std::error::Error for ConnectTimeout {}
 
-/// A client with its own connections. At most `max_idle` of them are kept idle.
-pub(super) fn client(connect_timeout: Duration, max_idle: usize) -> anyhow::Result<HttpClient> {
-    let mut http = HttpConnector::new();
-    http.set_nodelay(true);
-    http.enforce_http(false);
-    http.set_keepalive(Some(Duration::from_secs(30)));
-    let provider = rustls::crypto::ring::default_provider();
-    let https = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(provider)?
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(http);
-    Ok(Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(UPSTREAM_IDLE)
-        .pool_max_idle_per_host(max_idle)
-        .http1_max_buf_size(UPSTREAM_READ_BUFFER_BYTES)
-        .build(Connector { https, timeout: connect_timeout }))
+/// What the clients of one upstream share.
+#[derive(Clone)]
+pub(super) struct Dialing {
+    tls: rustls::ClientConfig,
+    /// In milliseconds; it may change while connections are kept.
+    timeout_ms: Arc<AtomicU64>,
+}
+
+impl Dialing {
+    pub(super) fn new(timeout: Duration) -> anyhow::Result<Self> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let tls = tls.with_webpki_roots().with_no_client_auth();
+        Ok(Self { tls, timeout_ms: Arc::new(AtomicU64::new(millis(timeout))) })
+    }
+
+    pub(super) fn set_timeout(&self, timeout: Duration) {
+        self.timeout_ms.store(millis(timeout), Relaxed);
+    }
+
+    /// A client with its own connections, to this address of the host or to any.
+    pub(super) fn client(&self, address: Option<IpAddr>) -> HttpClient {
+        let mut http = HttpConnector::new_with_resolver(Lookup { address, system: GaiResolver::new() });
+        http.set_nodelay(true);
+        http.enforce_http(false);
+        http.set_keepalive(Some(Duration::from_secs(30)));
+        let https = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(self.tls.clone())
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http);
+        Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(UPSTREAM_IDLE)
+            .http1_max_buf_size(UPSTREAM_READ_BUFFER_BYTES)
+            .build(Connector { https, timeout_ms: self.timeout_ms.clone() })
+    }
+}
+
+/// Finds the addresses of the host, or says the one that is known.
+#[derive(Clone)]
+pub(super) struct Lookup {
+    address: Option<IpAddr>,
+    system: GaiResolver,
+}
+
+impl Service<Name> for Lookup {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.system.poll_ready(cx)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        if let Some(address) = self.address {
+            // The port is the URL's.
+            return Box::pin(std::future::ready(Ok(vec![SocketAddr::new(address, 0)].into_iter())));
+        }
+        let addresses = self.system.call(name);
+        Box::pin(async move { Ok(addresses.await?.collect::<Vec<_>>().into_iter()) })
+    }
 }
 
 /// Makes connections within the connect timeout.
 #[derive(Clone)]
 pub(super) struct Connector {
-    https: HttpsConnector<HttpConnector>,
-    timeout: Duration,
+    https: HttpsConnector<HttpConnector<Lookup>>,
+    timeout_ms: Arc<AtomicU64>,
 }
 
 impl Service<Uri> for Connector {
@@ -85,7 +137,7 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connecting = self.https.call(uri);
-        let timeout = self.timeout;
+        let timeout = Duration::from_millis(self.timeout_ms.load(Relaxed));
         Box::pin(async move {
             match tokio::time::timeout(timeout, connecting).await {
                 Ok(io) => Ok(Link { io: io?, used: Used::default() }),

@@ -5,12 +5,16 @@ use std::{error::Error as _, time::Duration};
 use chatgateway_core::{
     error::{ErrorCode, Refusal},
     limits::{RETRY_AFTER_MAX, UPSTREAM_MESSAGE_MAX_BYTES},
+    pool::{Ended, EndpointId},
+    queue::{NoRoom, Why},
+    retry::WaitHeaders,
 };
 use http::{HeaderMap, StatusCode};
 use hyper_util::client::legacy;
 use serde_json::Value;
 
 use super::{UpstreamEvent, connect::ConnectTimeout, floor_boundary};
+use crate::clock;
 
 /// Why a call came to nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,11 +24,15 @@ pub(super) struct Failure {
     pub(super) retry_after_ms: Option<u64>,
     /// Whether another model server may do better; not where the request itself is at fault.
     pub(super) elsewhere: bool,
+    /// The endpoint that was called, if one was.
+    pub(super) endpoint: Option<EndpointId>,
+    /// Whether no endpoint can have got the call: there was no connection.
+    pub(super) unsent: bool,
 }
 
 impl Failure {
     pub(super) fn new(code: ErrorCode, message: String) -> Self {
-        Self { code, message, retry_after_ms: None, elsewhere: true }
+        Self { code, message, retry_after_ms: None, elsewhere: true, endpoint: None, unsent: false }
     }
 
     /// The request is wrong, for whatever model server.
@@ -44,9 +52,36 @@ impl Failure {
     }
 
     /// There is no place at the model server.
-    pub(super) fn no_room(name: &str, what: &str, retry_after: Duration) -> Self {
-        let failure = Self::new(ErrorCode::Overloaded, format!("{what} for the model server {name}; try again later"));
-        Self { retry_after_ms: Some(millis(retry_after)), ..failure }
+    pub(super) fn no_room(name: &str, no_room: NoRoom) -> Self {
+        let (code, message) = match no_room.why {
+            Why::Closed => (ErrorCode::CircuitOpen, format!("the model server {name} failed too often of late")),
+            Why::TimedOut => (ErrorCode::Overloaded, format!("waited too long for the model server {name}")),
+            Why::Full | Why::TooSlow | Why::PushedOut => {
+                (ErrorCode::Overloaded, format!("too many wait for the model server {name}"))
+            }
+        };
+        let retry_after_ms = Some(millis(no_room.retry_after));
+        Self { retry_after_ms, ..Self::new(code, format!("{message}; try again later")) }
+    }
+
+    /// What the failure says about the endpoint that was called.
+    pub(super) fn ended(&self) -> Ended {
+        match self.code {
+            ErrorCode::RateLimited => Ended::Busy(self.retry_after_ms.map(Duration::from_millis)),
+            _ if self.is_servers() => Ended::Failed,
+            _ => Ended::Otherwise,
+        }
+    }
+
+    /// Whether the model server is at fault: it cannot be reached, is too late, breaks off or answers with an error of its
+    /// own. What is wrong with the request is the client's, a model that only the client knows as well.
+    fn is_servers(&self) -> bool {
+        self.elsewhere && self.code != ErrorCode::NotFound
+    }
+
+    /// Whether the same call is worth another attempt.
+    pub(super) fn is_worth_another(&self) -> bool {
+        self.endpoint.is_some() && self.is_servers()
     }
 
     /// A call failed before its answer began.
@@ -55,22 +90,23 @@ impl Failure {
         let mut last = error.to_string();
         while let Some(error) = cause {
             if let Some(timeout) = error.downcast_ref::<ConnectTimeout>() {
-                return Self::new(ErrorCode::UpstreamTimeout, format!("the model server {name} gave {timeout}"));
+                let failure = Self::new(ErrorCode::UpstreamTimeout, format!("the model server {name} gave {timeout}"));
+                return Self { unsent: true, ..failure };
             }
             last = error.to_string();
             cause = error.source();
         }
         let what = if error.is_connect() { "cannot be reached" } else { "broke the connection before its answer" };
-        Self::unavailable(name, &format!("{what}: {}", excerpt(&last)))
+        Self { unsent: error.is_connect(), ..Self::unavailable(name, &format!("{what}: {}", excerpt(&last))) }
     }
 
     /// The model server refused the call. `own_model`: the client chose the model.
     pub(super) fn status(name: &str, status: StatusCode, headers: &HeaderMap, body: &[u8], own_model: bool) -> Self {
         let said = said(body).map_or_else(String::new, |text| format!(": {text}"));
-        let retry_after_ms = retry_after_ms(headers);
+        let retry_after_ms = wait_ms(headers, status);
         let failure = |code, elsewhere| {
             let message = format!("the model server {name} answered HTTP {}{said}", status.as_u16());
-            Self { code, message, retry_after_ms, elsewhere }
+            Self { retry_after_ms, elsewhere, ..Self::new(code, message) }
         };
         match status.as_u16() {
             400 | 405..=407 | 409..=412 | 414..=428 | 430..=499 => failure(ErrorCode::InvalidRequest, false),
@@ -114,11 +150,19 @@ pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// When the model server wants to be asked again: in seconds or milliseconds, at most as long as clients are told.
-fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
-    let number = |name| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let ms = number("retry-after-ms").or_else(|| number("retry-after").map(|seconds| seconds * 1_000.0))?;
-    (ms >= 0.0).then(|| (ms as u64).min(millis(RETRY_AFTER_MAX)))
+/// When the model server wants to be asked again, at most as long as clients are told. Its rate limits' headers say so only
+/// where it refused the call: else they tell of a limit that holds nobody up.
+fn wait_ms(headers: &HeaderMap, status: StatusCode) -> Option<u64> {
+    let text = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+    let limit =
+        |left, reset| if status == StatusCode::TOO_MANY_REQUESTS { (text(left), text(reset)) } else { (None, None) };
+    let headers = WaitHeaders {
+        retry_after_ms: text("retry-after-ms"),
+        retry_after: text("retry-after"),
+        requests: limit("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+        tokens: limit("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+    };
+    headers.read(clock::wall()).map(|wait| millis(wait.min(RETRY_AFTER_MAX)))
 }
 
 /// What an error answer says, if it says it in a known way. HTML is nothing for a chat.

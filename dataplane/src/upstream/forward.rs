@@ -9,13 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use chatgateway_core::error::Refusal;
+use chatgateway_core::{error::Refusal, pool::EndpointId};
 use http::{HeaderMap, HeaderName, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::{
     Kind, Upstreams,
+    attempts::Attempts,
     failure::{Failure, excerpt},
     pool::Place,
     reading::Timer,
@@ -92,7 +93,7 @@ impl Upstreams {
         let mut failed = None;
         for upstream in self.candidates(request.model.as_deref())? {
             let Kind::OpenAi { server, .. } = &upstream.kind else { continue };
-            match open(server, &call).await {
+            match open_at(server, &call).await {
                 Ok(response) => return Ok(response),
                 Err(failure) => {
                     server.counters.failures.fetch_add(1, Relaxed);
@@ -109,8 +110,23 @@ impl Upstreams {
     }
 }
 
-async fn open(server: &Arc<Server>, call: &Call) -> Result<Response<ForwardBody>, Failure> {
-    let Opened { place, response, deadlines } = server.open(call).await?;
+/// Passes a call to one upstream, and to its endpoints again as long as that makes sense.
+async fn open_at(server: &Arc<Server>, call: &Call) -> Result<Response<ForwardBody>, Failure> {
+    let mut attempts = Attempts::new(server);
+    loop {
+        match open(server, call, attempts.tried()).await {
+            Ok(response) => {
+                attempts.answered();
+                return Ok(response);
+            }
+            Err(failure) => attempts.failed(failure).await?,
+        }
+    }
+}
+
+async fn open(server: &Arc<Server>, call: &Call, tried: &[EndpointId]) -> Result<Response<ForwardBody>, Failure> {
+    let place = server.place_elsewhere(&call.who, tried).await?;
+    let Opened { place, response, deadlines } = server.send(place, call).await?;
     let (mut head, body) = response.into_parts();
     let mut body = ForwardBody {
         server: server.clone(),
@@ -120,6 +136,8 @@ async fn open(server: &Arc<Server>, call: &Call) -> Result<Response<ForwardBody>
         deadlines,
         stream: !call.whole,
         begun: false,
+        // What the client did wrong says nothing about the model server.
+        judged: head.status.is_success(),
         waiting_since: None,
     };
     let first = std::future::poll_fn(|cx| body.poll_piece(cx)).await;
@@ -147,16 +165,25 @@ pub struct ForwardBody {
     deadlines: Deadlines,
     stream: bool,
     begun: bool,
+    /// Whether its end says something about the model server.
+    judged: bool,
     /// Since when nothing came although it was asked for.
     waiting_since: Option<Instant>,
 }
 
 impl ForwardBody {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let Some((body, _)) = &mut self.open else { return Poll::Ready(None) };
-        let piece = match Pin::new(body).poll_frame(cx) {
+        let Some((body, place)) = &mut self.open else { return Poll::Ready(None) };
+        let piece = match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Pending => std::task::ready!(self.poll_time(cx)),
             Poll::Ready(Some(Ok(piece))) => {
+                if self.judged && !self.begun {
+                    place.begun();
+                }
+                if self.judged && body.is_end_stream() {
+                    // Nobody may ask for more.
+                    place.ended();
+                }
                 self.begun = true;
                 self.waiting_since = None;
                 return Poll::Ready(Some(Ok(piece)));
@@ -167,8 +194,15 @@ impl ForwardBody {
             }
             Poll::Ready(None) => None,
         };
-        self.open = None;
-        Poll::Ready(piece)
+        let open = self.open.take();
+        Poll::Ready(match (piece, open) {
+            (Some(Err(failure)), Some((_, mut place))) => Some(Err(place.failed(failure))),
+            (None, Some((_, mut place))) if self.judged => {
+                place.ended();
+                None
+            }
+            (piece, _) => piece,
+        })
     }
 
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {

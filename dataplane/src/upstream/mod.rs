@@ -3,8 +3,10 @@
 //! [`Upstreams::ask`] gives a stream that is read by polling it: whoever stops polling stops the model server, and whoever
 //! drops it cancels the call. A stream has no task and no channel of its own.
 
+mod attempts;
 mod connect;
 mod demo;
+mod endpoints;
 mod failure;
 mod forward;
 mod key;
@@ -27,20 +29,30 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use chatgateway_config::{Settings, UpstreamKind, UpstreamSettings};
 use chatgateway_core::{
-    error::ErrorCode,
+    error::{ErrorCode, Refusal},
+    limits::RETRY_WAIT_MAX,
     log::{HistoryTurn, SessionKey, TurnBody, Usage},
 };
 use futures_util::future::BoxFuture;
 
 use self::{
-    demo::DemoStream, failure::Failure, key::ApiKey, openai::Extra, reading::Reading, server::Server, status::Gauge,
+    demo::DemoStream,
+    endpoints::{Resolve, SystemResolver},
+    failure::Failure,
+    key::ApiKey,
+    openai::Extra,
+    reading::Reading,
+    server::{Planned, Server},
+    status::Gauge,
 };
 pub use self::{
     forward::{Forward, ForwardBody, ForwardPath},
     models::{OfferedModel, Route},
-    status::{Counters, UpstreamStatus},
+    pool::Pass,
+    status::{Counters, EndpointStatus, UpstreamStatus},
 };
 
 /// What a model is asked.
@@ -82,6 +94,7 @@ pub enum UpstreamEvent {
 /// The model servers of a configuration, the preferred one first.
 pub struct Upstreams {
     list: Vec<Arc<Upstream>>,
+    resolver: Arc<dyn Resolve>,
 }
 
 /// One model server.
@@ -104,21 +117,30 @@ impl Upstreams {
     /// # Errors
     /// A URL that is none, an API key that cannot be read.
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
-        Self { list: Vec::new() }.renewed(settings)
+        Self::with_resolver(settings, Arc::new(SystemResolver))
     }
 
-    /// The same for changed settings. An upstream that is as before keeps its connections, its queue and its counters.
+    fn with_resolver(settings: &Settings, resolver: Arc<dyn Resolve>) -> anyhow::Result<Self> {
+        Self { list: Vec::new(), resolver }.renewed(settings)
+    }
+
+    /// The same for changed settings. An upstream that was there under its name goes on with its connections, its queue, its
+    /// counters and what is known of its endpoints, whatever has changed of it; calls that run go on as they began.
     ///
     /// # Errors
     /// As for [`Upstreams::new`]; this one goes on as it is.
     pub fn renewed(&self, settings: &Settings) -> anyhow::Result<Self> {
-        let list = settings.upstreams.iter().map(|settings| {
-            match self.list.iter().find(|upstream| upstream.settings == *settings) {
-                Some(upstream) => Ok(upstream.clone()),
-                None => Upstream::new(settings).map(Arc::new),
+        let plans = settings.upstreams.iter().map(|settings| {
+            let before = self.list.iter().find(|upstream| upstream.settings.name == settings.name);
+            match before {
+                Some(same) if same.settings == *settings => Ok(PlannedUpstream::Same(same.clone())),
+                before => PlannedUpstream::new(settings, before, &self.resolver),
             }
         });
-        Ok(Self { list: list.collect::<anyhow::Result<_>>()? })
+        // What is wrong is found before anything changes.
+        let plans = plans.collect::<anyhow::Result<Vec<_>>>()?;
+        let list = plans.into_iter().map(PlannedUpstream::apply).collect();
+        Ok(Self { list, resolver: self.resolver.clone() })
     }
 
     /// Asks the model. Nothing is sent before the stream is polled.
@@ -161,10 +183,40 @@ impl Upstreams {
         self.list.iter().any(|upstream| matches!(upstream.kind, Kind::OpenAi { .. }))
     }
 
-    /// How long a turn can take at most, if every upstream in turn uses all of its time.
+    /// How long a turn can take at most, if every upstream in turn uses all of its time: each attempt waits for a place and for
+    /// a first word, and the last one takes its total.
     #[must_use]
     pub fn turn_deadline(&self) -> Duration {
-        self.list.iter().map(|upstream| upstream.settings.pool.queue_timeout + upstream.settings.timeouts.total).sum()
+        let at = |upstream: &Arc<Upstream>| {
+            let UpstreamSettings { pool, timeouts, retries, .. } = &upstream.settings;
+            let failed = pool.queue_timeout + timeouts.first_token + RETRY_WAIT_MAX;
+            let again = if upstream.server().is_some() { retries.max_attempts.saturating_sub(1) } else { 0 };
+            failed * again + pool.queue_timeout + timeouts.total
+        };
+        self.list.iter().map(at).sum()
+    }
+
+    /// Whether a turn of `who` for `model` would be called, or might wait for it, at any upstream that may answer it. Where
+    /// not, it is refused before it is accepted: it would only fail later. The pass is held until the turn has asked.
+    ///
+    /// # Errors
+    /// `overloaded` or `circuit_open`, with the shortest time after which it may go better.
+    pub fn door(&self, who: &Arc<str>, model: Option<&str>) -> Result<Option<Pass>, Refusal> {
+        // What is wrong with the model is told where it is asked.
+        let Ok(candidates) = self.candidates(model) else { return Ok(None) };
+        let mut soonest: Option<Failure> = None;
+        for upstream in &candidates {
+            let Some(server) = upstream.server() else { return Ok(None) };
+            match server.door(who) {
+                Ok(pass) => return Ok(Some(pass)),
+                Err(failure) => {
+                    if soonest.as_ref().is_none_or(|held| failure.retry_after_ms < held.retry_after_ms) {
+                        soonest = Some(failure);
+                    }
+                }
+            }
+        }
+        soonest.map_or(Ok(None), |failure| Err(failure.into()))
     }
 
     /// What each upstream counts, for `/status`.
@@ -176,7 +228,8 @@ impl Upstreams {
                 Kind::Simple { .. } => ("simple", None),
                 Kind::Demo { .. } => ("demo", None),
             };
-            upstream.counters.status(&upstream.settings.name, kind, model)
+            let endpoints = upstream.server().map(|server| server.endpoints()).unwrap_or_default();
+            UpstreamStatus { endpoints, ..upstream.counters.status(&upstream.settings.name, kind, model) }
         };
         self.list.iter().map(status).collect()
     }
@@ -188,26 +241,64 @@ impl fmt::Debug for Upstreams {
     }
 }
 
-impl Upstream {
-    fn new(settings: &UpstreamSettings) -> anyhow::Result<Self> {
-        let server = |url, key| anyhow::Ok(Arc::new(Server::new(settings, url, key)?));
-        let kind = match &settings.kind {
+/// An upstream whose settings are checked and not yet in force.
+enum PlannedUpstream {
+    Same(Arc<Upstream>),
+    Demo(UpstreamSettings, Kind),
+    Server(UpstreamSettings, Planned),
+}
+
+impl PlannedUpstream {
+    fn new(
+        settings: &UpstreamSettings,
+        before: Option<&Arc<Upstream>>,
+        resolver: &Arc<dyn Resolve>,
+    ) -> anyhow::Result<Self> {
+        let (url, key) = match &settings.kind {
             UpstreamKind::Demo { token_delay, answer_bytes } => {
-                Kind::Demo { token_delay: *token_delay, answer_bytes: *answer_bytes }
+                let kind = Kind::Demo { token_delay: *token_delay, answer_bytes: *answer_bytes };
+                return Ok(Self::Demo(settings.clone(), kind));
             }
-            UpstreamKind::OpenAi { url, model, api_key_file, prefill, .. } => {
-                let key = api_key_file.as_deref().map(ApiKey::open).transpose()?;
-                Kind::OpenAi { server: server(url, key)?, model: model.as_str().into(), prefill: *prefill }
+            UpstreamKind::OpenAi { url, api_key_file, .. } => {
+                (url, api_key_file.as_deref().map(ApiKey::open).transpose()?)
             }
-            UpstreamKind::Simple { url, max_tokens } => {
-                Kind::Simple { server: server(url, None)?, max_tokens: *max_tokens }
+            UpstreamKind::Simple { url, .. } => (url, None),
+        };
+        let before = before.and_then(|upstream| upstream.server()).map(|server| &**server);
+        let planned = Planned::new(settings, url, key, before, resolver)
+            .with_context(|| format!("upstream {} cannot be set up", settings.name))?;
+        Ok(Self::Server(settings.clone(), planned))
+    }
+
+    fn apply(self) -> Arc<Upstream> {
+        let (settings, counters, kind) = match self {
+            Self::Same(upstream) => return upstream,
+            Self::Demo(settings, kind) => (settings, Arc::default(), kind),
+            Self::Server(settings, planned) => {
+                let server = Arc::new(planned.apply());
+                let counters = server.counters.clone();
+                let kind = match &settings.kind {
+                    UpstreamKind::Simple { max_tokens, .. } => Kind::Simple { server, max_tokens: *max_tokens },
+                    UpstreamKind::OpenAi { model, prefill, .. } => {
+                        Kind::OpenAi { server, model: model.as_str().into(), prefill: *prefill }
+                    }
+                    UpstreamKind::Demo { token_delay, answer_bytes } => {
+                        Kind::Demo { token_delay: *token_delay, answer_bytes: *answer_bytes }
+                    }
+                };
+                (settings, counters, kind)
             }
         };
-        let counters = match &kind {
-            Kind::Demo { .. } => Arc::default(),
-            Kind::OpenAi { server, .. } | Kind::Simple { server, .. } => server.counters.clone(),
-        };
-        Ok(Self { settings: settings.clone(), counters, kind })
+        Arc::new(Upstream { settings, counters, kind })
+    }
+}
+
+impl Upstream {
+    fn server(&self) -> Option<&Arc<Server>> {
+        match &self.kind {
+            Kind::OpenAi { server, .. } | Kind::Simple { server, .. } => Some(server),
+            Kind::Demo { .. } => None,
+        }
     }
 
     fn prefill(&self) -> bool {

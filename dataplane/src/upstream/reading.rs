@@ -48,6 +48,8 @@ pub(super) struct Reading {
     deadlines: Deadlines,
     /// Something of the answer has come.
     begun: bool,
+    /// A word of it has.
+    spoke: bool,
     /// Since when nothing came although it was asked for.
     waiting_since: Option<Instant>,
 }
@@ -79,6 +81,7 @@ impl Reading {
             timer: Timer::new(deadlines.first),
             deadlines,
             begun: false,
+            spoke: false,
             waiting_since: None,
         }
     }
@@ -89,8 +92,21 @@ impl Reading {
 
     /// What comes next.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<UpstreamEvent, Failure>> {
+        self.poll_event(cx).map_err(|failure| match self.body.take() {
+            Some((_, mut place)) => place.failed(failure),
+            None => failure,
+        })
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<UpstreamEvent, Failure>> {
         for _ in 0..BURST {
             if !self.told.text.is_empty() {
+                if !self.spoke
+                    && let Some((_, place)) = &mut self.body
+                {
+                    self.spoke = true;
+                    place.begun();
+                }
                 return Poll::Ready(Ok(UpstreamEvent::Text(std::mem::take(&mut self.told.text))));
             }
             let Some((body, _)) = self.body.as_mut().filter(|_| !self.told.done) else {
@@ -157,7 +173,8 @@ impl Reading {
 
     /// The answer is complete. The place is free at once; the connection too, when the rest of the body has come.
     fn end(&mut self, cx: &mut Context<'_>) -> UpstreamEvent {
-        if let Some((mut body, place)) = self.body.take() {
+        if let Some((mut body, mut place)) = self.body.take() {
+            place.ended();
             drop(place);
             if !body.is_end_stream() && Pin::new(&mut body).poll_frame(cx).is_pending() {
                 tokio::spawn(async move {

@@ -1,38 +1,56 @@
-//! One model server behind HTTP: a place in its pool, a request, and the head of its answer, each in its time.
+//! One upstream behind HTTP: a place at one of its endpoints, a request, and the head of its answer, each in its time.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use chatgateway_config::{PoolSettings, TimeoutSettings, UpstreamSettings};
-use chatgateway_core::{limits::UPSTREAM_ERROR_MAX_BYTES, queue::QueueLimits};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use chatgateway_config::{RetrySettings, TimeoutSettings, UpstreamSettings};
+use chatgateway_core::{
+    breaker::BreakerConfig,
+    limits::UPSTREAM_ERROR_MAX_BYTES,
+    pool::{EndpointId, PoolConfig},
+    queue::NoRoom,
+    retry::RetryBudget,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy;
+use parking_lot::Mutex;
 
 use super::{
-    connect::{self, HttpClient, Used},
+    connect::{Dialing, Used},
+    endpoints::{Directory, Endpoint, Listing, Resolve},
     failure::Failure,
     key::ApiKey,
-    pool::{Entrance, Place, Pool},
-    status::Counters,
+    pool::{Entrance, Pass, Place, Pool},
+    status::{Counters, EndpointStatus},
 };
 use crate::clock;
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("chatgateway/", env!("CARGO_PKG_VERSION")));
 
-/// A model server.
+/// One upstream: equal model servers.
 pub(super) struct Server {
     pub(super) name: Arc<str>,
     pub(super) timeouts: TimeoutSettings,
+    pub(super) retries: RetrySettings,
     pub(super) counters: Arc<Counters>,
-    base: String,
-    client: HttpClient,
+    pub(super) budget: Arc<Mutex<RetryBudget>>,
     key: Option<ApiKey>,
     pool: Arc<Pool>,
+    directory: Arc<Directory>,
+}
+
+/// A server whose new settings are checked and not yet in force.
+pub(super) struct Planned {
+    server: Server,
+    pool: PoolConfig,
+    /// The new URLs of one that goes on.
+    listing: Option<Listing>,
 }
 
 /// A request to a model server.
@@ -70,44 +88,94 @@ pub(super) struct Opened {
     pub(super) deadlines: Deadlines,
 }
 
-impl Server {
-    pub(super) fn new(settings: &UpstreamSettings, url: &str, key: Option<ApiKey>) -> anyhow::Result<Self> {
-        let uri: Uri = url.parse()?;
-        anyhow::ensure!(
-            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some(),
-            "upstream {}: {url} is no http or https URL",
-            settings.name
-        );
-        let PoolSettings { max_concurrent, max_queued, queue_timeout: timeout } = settings.pool;
-        let counters = Arc::<Counters>::default();
-        let pool = Pool::new(QueueLimits { max_concurrent, max_queued, timeout }, counters.clone());
-        Ok(Self {
+impl Planned {
+    /// An upstream with these settings. One that was there under its name goes on: with its queue, its connections, what its
+    /// breakers and its budget know, and the calls that run.
+    ///
+    /// # Errors
+    /// Where a URL is none.
+    pub(super) fn new(
+        settings: &UpstreamSettings,
+        url: &str,
+        key: Option<ApiKey>,
+        before: Option<&Server>,
+        resolver: &Arc<dyn Resolve>,
+    ) -> anyhow::Result<Self> {
+        let dialing = match before {
+            Some(before) => before.directory.dialing(),
+            None => Dialing::new(settings.timeouts.connect)?,
+        };
+        let listing = Listing::new(url, &settings.endpoints, dialing)?;
+        let config = pool_config(settings);
+        let percent = settings.retries.budget_percent;
+        let (counters, budget, pool, directory, listing) = match before {
+            Some(b) => (b.counters.clone(), b.budget.clone(), b.pool.clone(), b.directory.clone(), Some(listing)),
+            None => {
+                let counters = Arc::<Counters>::default();
+                let pool = Pool::new(config, counters.clone());
+                let directory = Directory::new(pool.clone(), resolver.clone(), listing);
+                (counters, Arc::new(Mutex::new(RetryBudget::new(percent))), pool, directory, None)
+            }
+        };
+        let server = Server {
             name: settings.name.as_str().into(),
             timeouts: settings.timeouts.clone(),
+            retries: settings.retries.clone(),
             counters,
-            base: url.trim_end_matches('/').to_owned(),
-            client: connect::client(settings.timeouts.connect, max_concurrent)?,
+            budget,
             key,
             pool,
-        })
+            directory,
+        };
+        Ok(Self { server, pool: config, listing })
     }
 
-    /// Gets a place, sends the call and waits for an answer that is no error.
-    pub(super) async fn open(&self, call: &Call) -> Result<Opened, Failure> {
-        let place = self.place(&call.who).await?;
-        self.send(place, call).await
+    /// Puts the settings in force.
+    pub(super) fn apply(self) -> Server {
+        let Self { server, pool, listing } = self;
+        if let Some(listing) = listing {
+            server.pool.configure(pool);
+            server.budget.lock().configure(server.retries.budget_percent);
+            server.directory.dialing().set_timeout(server.timeouts.connect);
+            server.directory.set_listing(listing);
+        }
+        server.directory.watch();
+        server
     }
+}
 
+fn pool_config(settings: &UpstreamSettings) -> PoolConfig {
+    let breaker = &settings.breaker;
+    PoolConfig {
+        places: settings.pool.max_concurrent,
+        max_queued: settings.pool.max_queued,
+        queue_timeout: settings.pool.queue_timeout,
+        breaker: BreakerConfig {
+            window: breaker.window,
+            min_calls: breaker.min_calls,
+            failure_percent: breaker.failure_percent,
+            slow_percent: breaker.slow_percent,
+            open_for: breaker.open_for,
+            probes: breaker.probes,
+        },
+        slow_after: breaker.slow_after,
+        affinity: settings.endpoints.session_affinity,
+    }
+}
+
+impl Server {
     /// Sends a call that has its place, and waits for an answer that is no error.
-    pub(super) async fn send(&self, place: Place, call: &Call) -> Result<Opened, Failure> {
+    pub(super) async fn send(&self, mut place: Place, call: &Call) -> Result<Opened, Failure> {
+        place.sent();
         let start = clock::now();
         let TimeoutSettings { first_token, total, .. } = self.timeouts;
         let first = if call.whole { total } else { first_token.min(total) };
         let deadlines = Deadlines { first: start + first, first_timeout: first, total: start + total };
-        match tokio::time::timeout_at(deadlines.first.into(), self.answer(call)).await {
+        let endpoint = place.endpoint().clone();
+        match tokio::time::timeout_at(deadlines.first.into(), self.answer(&endpoint, call)).await {
             Ok(Ok(response)) => Ok(Opened { place, response, deadlines }),
-            Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(self.timed_out("did not begin to answer", first)),
+            Ok(Err(failure)) => Err(place.failed(failure)),
+            Err(_) => Err(place.failed(self.timed_out("did not begin to answer", first))),
         }
     }
 
@@ -116,28 +184,73 @@ impl Server {
         Failure::timeout(&self.name, what, timeout)
     }
 
-    /// A place in the pool, waited for in turn.
+    /// A place at an endpoint, waited for in turn.
+    #[allow(dead_code, reason = "batches take their places before they know their calls")]
     pub(super) async fn place(&self, who: &Arc<str>) -> Result<Place, Failure> {
-        let mut waiting = match self.pool.ask(who) {
-            Entrance::Open(place) => return Ok(place),
-            Entrance::Wait(waiting) => waiting,
-            Entrance::Full { retry_after } => return Err(Failure::no_room(&self.name, "too many wait", retry_after)),
-        };
-        let timer = tokio::time::sleep_until(waiting.deadline().into());
-        let mut timer = std::pin::pin!(timer);
-        let place = std::future::poll_fn(|cx| {
-            let _ = timer.as_mut().poll(cx);
-            waiting.poll(cx)
-        });
-        place.await.map_err(|retry_after| Failure::no_room(&self.name, "waited too long", retry_after))
+        self.place_elsewhere(who, &[]).await
     }
 
-    async fn answer(&self, call: &Call) -> Result<Response<Incoming>, Failure> {
-        let response = match self.client.request(self.request(call)?).await {
+    /// The same; at another endpoint than those, where one has room.
+    pub(super) async fn place_elsewhere(&self, who: &Arc<str>, than: &[EndpointId]) -> Result<Place, Failure> {
+        self.directory.watch();
+        let mut waiting = match self.pool.ask(who, than) {
+            Entrance::Open(place) => return Ok(place),
+            Entrance::Wait(waiting) => waiting,
+            Entrance::Refused(no_room) => return Err(self.no_room(no_room)),
+        };
+        let timer = tokio::time::sleep_until(waiting.look_at().into());
+        let mut timer = std::pin::pin!(timer);
+        let place = std::future::poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(place) = waiting.poll(cx) {
+                    return Poll::Ready(place);
+                }
+                let look_at = waiting.look_at().into();
+                if timer.deadline() != look_at {
+                    timer.as_mut().reset(look_at);
+                }
+                std::task::ready!(timer.as_mut().poll(cx));
+            }
+        });
+        place.await.map_err(|no_room| self.no_room(no_room))
+    }
+
+    /// Leave to make a call again, from the budget.
+    pub(super) fn withdraw(&self) -> bool {
+        let may = self.budget.lock().withdraw();
+        if !may {
+            self.counters.budget_refusals.fetch_add(1, Relaxed);
+        }
+        may
+    }
+
+    /// Whether another endpoint than those has room now.
+    pub(super) fn has_other(&self, than: &[EndpointId]) -> bool {
+        self.pool.has_other(than)
+    }
+
+    /// Whether a call would get a place, or might wait for one.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn door(&self, who: &Arc<str>) -> Result<Pass, Failure> {
+        self.pool.door(who).map_err(|no_room| self.no_room(no_room))
+    }
+
+    fn no_room(&self, no_room: NoRoom) -> Failure {
+        Failure::no_room(&self.name, no_room)
+    }
+
+    pub(super) fn endpoints(&self) -> Vec<EndpointStatus> {
+        self.pool.view().into_iter().map(EndpointStatus::from).collect()
+    }
+
+    async fn answer(&self, endpoint: &Endpoint, call: &Call) -> Result<Response<Incoming>, Failure> {
+        let response = match endpoint.client.request(self.request(endpoint, call)?).await {
             Ok(response) => response,
             // The server may just have closed a connection that it thought idle. Nothing of an answer has come.
             Err(error) if used(&error) => {
-                let again = self.client.request(self.request(call)?).await;
+                let again = endpoint.client.request(self.request(endpoint, call)?).await;
                 again.map_err(|error| Failure::call(&self.name, &error))?
             }
             Err(error) => return Err(Failure::call(&self.name, &error)),
@@ -153,10 +266,10 @@ impl Server {
         Err(Failure::status(&self.name, head.status, &head.headers, &said, call.own_model))
     }
 
-    fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, Failure> {
+    fn request(&self, endpoint: &Endpoint, call: &Call) -> Result<Request<Full<Bytes>>, Failure> {
         let mut request = Request::builder()
             .method(Method::POST)
-            .uri(format!("{}{}", self.base, call.path))
+            .uri(format!("{}{}", endpoint.base, call.path))
             .body(Full::new(call.body.clone()))
             .map_err(|error| Failure::unavailable(&self.name, &format!("has a URL that cannot be called: {error}")))?;
         let headers = request.headers_mut();

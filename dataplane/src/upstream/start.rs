@@ -1,17 +1,18 @@
 //! The beginning of an answer: upstreams are asked one after the other until one says a word. From then on the answer is
-//! that one's, and what goes wrong is the turn's failure: another one would tell the text again.
+//! that one's, and what goes wrong is for the turn's owner to decide: another one would tell the text again.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use chatgateway_core::error::ErrorCode;
+use chatgateway_core::{error::ErrorCode, pool::EndpointId};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::{
     Ask, Kind, Started, Upstream,
+    attempts::Attempts,
     failure::Failure,
     openai,
     reading::{Format, Reading},
-    server::Call,
+    server::{Call, Server},
     simple,
 };
 
@@ -19,7 +20,7 @@ use super::{
 pub(super) async fn start(candidates: Vec<Arc<Upstream>>, ask: Ask, own_model: bool) -> Result<Started, Failure> {
     let mut failed = Failure::new(ErrorCode::UpstreamUnavailable, "there is no model server".into());
     for upstream in &candidates {
-        match start_one(upstream, &ask, own_model).await {
+        match start_at(upstream, &ask, own_model).await {
             Ok(started) => return Ok(started),
             Err(failure) => {
                 upstream.counters.failures.fetch_add(1, Relaxed);
@@ -34,19 +35,45 @@ pub(super) async fn start(candidates: Vec<Arc<Upstream>>, ask: Ask, own_model: b
     Err(failed)
 }
 
-async fn start_one(upstream: &Upstream, ask: &Ask, own_model: bool) -> Result<Started, Failure> {
-    let (server, call) = match &upstream.kind {
+/// Asks one upstream, and its endpoints again as long as that makes sense.
+async fn start_at(upstream: &Upstream, ask: &Ask, own_model: bool) -> Result<Started, Failure> {
+    let server = match &upstream.kind {
         Kind::Demo { .. } => {
             let demo = upstream.demo(ask).map(Started::Demo);
             return demo.ok_or_else(|| Failure::unavailable(&upstream.settings.name, "is not there"));
         }
-        Kind::OpenAi { server, model, .. } => (server, chat(ask, model, own_model)?),
-        Kind::Simple { server, max_tokens } => (server, prompt(ask, *max_tokens)),
+        Kind::OpenAi { server, .. } | Kind::Simple { server, .. } => server,
     };
-    let opened = server.open(&call).await?;
+    let mut attempts = Attempts::new(server);
+    loop {
+        match start_one(upstream, server, ask, own_model, attempts.tried()).await {
+            Ok(started) => {
+                attempts.answered();
+                return Ok(started);
+            }
+            Err(failure) => attempts.failed(failure).await?,
+        }
+    }
+}
+
+/// One call, at another endpoint than those that were `tried` where one has room.
+async fn start_one(
+    upstream: &Upstream,
+    server: &Arc<Server>,
+    ask: &Ask,
+    own_model: bool,
+    tried: &[EndpointId],
+) -> Result<Started, Failure> {
+    let call = match &upstream.kind {
+        Kind::Simple { max_tokens, .. } => prompt(ask, *max_tokens),
+        Kind::OpenAi { model, .. } => chat(ask, model, own_model)?,
+        Kind::Demo { .. } => return Err(Failure::unavailable(&upstream.settings.name, "is not called")),
+    };
+    let place = server.place_elsewhere(&call.who, tried).await?;
+    let mut opened = server.send(place, &call).await?;
     let format = match upstream.kind {
         Kind::Simple { .. } => Format::Simple(Vec::new()),
-        _ => Format::of_stream(&server.name, &opened)?,
+        _ => Format::of_stream(&server.name, &opened).map_err(|failure| opened.place.failed(failure))?,
     };
     first(Box::new(Reading::new(Arc::clone(server), format, opened))).await
 }

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use chatgateway_core::pool::EndpointView;
 use serde::Serialize;
 
 /// What one upstream counts. Plain atomics, each on its own: a reader may see one turn half counted.
@@ -24,6 +25,18 @@ pub struct Counters {
     pub queue_timeouts: AtomicU64,
     /// Calls that ran into the connect, first-token, between-tokens or total timeout.
     pub timeouts: AtomicU64,
+    /// Turns refused at the door, before they were accepted.
+    pub door_refusals: AtomicU64,
+    /// Turns that were put out of the queue for other sessions' turns.
+    pub pushed_out: AtomicU64,
+    /// Turns refused because no endpoint could be called.
+    pub circuit_refusals: AtomicU64,
+    /// Calls made again.
+    pub retries: AtomicU64,
+    /// Calls not made again because too many were.
+    pub budget_refusals: AtomicU64,
+    /// Answers that broke off and were asked for again.
+    pub resumed_answers: AtomicU64,
 }
 
 /// One upstream, as `/status` shows it.
@@ -50,6 +63,48 @@ pub struct UpstreamStatus {
     pub queue_timeouts: u64,
     /// Calls that ran into a timeout of the upstream.
     pub timeouts: u64,
+    /// Turns refused at the door, before they were accepted.
+    pub door_refusals: u64,
+    /// Turns that were put out of the queue for other sessions' turns.
+    pub pushed_out: u64,
+    /// Turns refused because no endpoint could be called.
+    pub circuit_refusals: u64,
+    /// Calls made again.
+    pub retries: u64,
+    /// Calls not made again because too many were.
+    pub budget_refusals: u64,
+    /// Answers that broke off and were asked for again.
+    pub resumed_answers: u64,
+    /// Its endpoints.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// One endpoint of an upstream, as `/status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EndpointStatus {
+    /// Its URL, and its address where the URL's host has several.
+    pub endpoint: String,
+    /// Calls under way.
+    pub in_flight: u64,
+    /// Where its circuit breaker stands: `closed`, `open` or `half_open`.
+    pub breaker: &'static str,
+    /// How often that has opened.
+    pub opened: u64,
+    /// It is no longer one of the upstream's, and only ends the calls that it has.
+    pub leaving: bool,
+}
+
+impl From<EndpointView> for EndpointStatus {
+    fn from(view: EndpointView) -> Self {
+        Self {
+            endpoint: view.name.to_string(),
+            in_flight: view.in_flight as u64,
+            breaker: view.state.as_str(),
+            opened: view.opened,
+            leaving: view.leaving,
+        }
+    }
 }
 
 impl Counters {
@@ -65,6 +120,13 @@ impl Counters {
             overflows: self.overflows.load(Relaxed),
             queue_timeouts: self.queue_timeouts.load(Relaxed),
             timeouts: self.timeouts.load(Relaxed),
+            door_refusals: self.door_refusals.load(Relaxed),
+            pushed_out: self.pushed_out.load(Relaxed),
+            circuit_refusals: self.circuit_refusals.load(Relaxed),
+            retries: self.retries.load(Relaxed),
+            budget_refusals: self.budget_refusals.load(Relaxed),
+            resumed_answers: self.resumed_answers.load(Relaxed),
+            endpoints: Vec::new(),
         }
     }
 }

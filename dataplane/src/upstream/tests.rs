@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use chatgateway_config::{Settings, UpstreamKind, UpstreamSettings};
+use chatgateway_config::{RetrySettings, Settings, UpstreamKind, UpstreamSettings};
 use chatgateway_core::{
     error::ErrorCode,
     log::{SessionId, SessionKey, TurnBody},
@@ -163,7 +163,9 @@ fn openai(url: &str) -> UpstreamSettings {
         prefill: true,
         prompt_format: None,
     };
-    UpstreamSettings { name: "m".into(), kind, ..UpstreamSettings::default() }
+    // One attempt, so that a failure is seen; further ones have tests of their own.
+    let retries = RetrySettings { max_attempts: 1, budget_percent: 10 };
+    UpstreamSettings { name: "m".into(), kind, retries, ..UpstreamSettings::default() }
 }
 
 /// As above, with timeouts that a test can wait for.
