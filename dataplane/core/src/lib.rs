@@ -7,7 +7,12 @@
 //! * [`batch`]: which asks go to a model server as one call, and when.
 //! * [`drain`]: how a pod leaves.
 //! * [`error`]: one table of error codes with what each is on every wire, and the WebSocket close codes.
-//! * [`queue`]: who may call a model server now, and who waits.
+//! * [`pool`]: the endpoints of an upstream, who may call which, and who waits: joins the next three.
+//! * [`queue`]: who is served next, who waits, and who is refused.
+//! * [`breaker`]: when an endpoint is not called for a while.
+//! * [`balance`]: which endpoint a call gets.
+//! * [`retry`]: which calls are made again, and when.
+//! * [`discovery`]: which addresses are endpoints.
 //! * [`sse`]: reads server-sent events from any chunks, with a bound.
 //! * [`limits`]: every bound, with the reason for its size.
 
