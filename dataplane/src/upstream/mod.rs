@@ -245,7 +245,7 @@ impl fmt::Debug for Upstreams {
 enum PlannedUpstream {
     Same(Arc<Upstream>),
     Demo(UpstreamSettings, Kind),
-    Server(UpstreamSettings, Planned),
+    Server(UpstreamSettings, Box<Planned>),
 }
 
 impl PlannedUpstream {
@@ -267,7 +267,7 @@ impl PlannedUpstream {
         let before = before.and_then(|upstream| upstream.server()).map(|server| &**server);
         let planned = Planned::new(settings, url, key, before, resolver)
             .with_context(|| format!("upstream {} cannot be set up", settings.name))?;
-        Ok(Self::Server(settings.clone(), planned))
+        Ok(Self::Server(settings.clone(), Box::new(planned)))
     }
 
     fn apply(self) -> Arc<Upstream> {
