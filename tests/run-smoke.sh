@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make run` as its user has it: the page, a chat over SSE, WebSocket and the OpenAI API, an edit that is reloaded, Ctrl-C.
-# Then the same with examples/openai.yaml in front of an OpenAI-compatible server process, and with examples/redis.yaml, where the
-# process that writes an answer is killed.
+# Then the same with examples/openai.yaml in front of an OpenAI-compatible server process, with examples/fallback.yaml, whose first
+# server is dead and comes back, and with examples/redis.yaml, where the process that writes an answer is killed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -72,13 +72,30 @@ stop
 echo "examples/openai.yaml in front of an OpenAI-compatible server"
 cargo build --quiet --workspace --bins
 setsid target/debug/model-sim --listen 127.0.0.1:0 >"$work/model-sim.log" 2>&1 &
-pids+=("$!")
+model_sim=$!
+pids+=("$model_sim")
 eventually 20 "the model server" grep -qE '[0-9.]+:[0-9]+' "$work/model-sim.log"
 server=$(grep -oE '127\.0\.0\.1:[0-9]+' "$work/model-sim.log" | head -n 1)
 model=$(curl -fsS "http://$server/v1/models" | sed 's/.*"id": *"\([^"]*\)".*/\1/')
 sed "s|http://127.0.0.1:8000/v1|http://$server/v1|; s|model: qwen3-8b|model: $model|" examples/openai.yaml >"$work/openai.yaml"
 start openai "$work/openai.yaml"
 chat .
+stop
+
+echo "examples/fallback.yaml: the first server is dead, the next upstream answers; then it is back"
+kill -KILL -- "-$model_sim"
+eventually 20 "the server's end" bash -c "! curl -s http://$server/v1/models"
+sed "s|http://127.0.0.1:8000/v1|http://$server/v1|; s|model: qwen3-8b|model: $model|" examples/fallback.yaml >"$work/fallback.yaml"
+start fallback "$work/fallback.yaml"
+chat 'Hi again'
+setsid target/debug/model-sim --listen "$server" >"$work/model-sim.log" 2>&1 &
+pids+=("$!")
+# is_back: whether the server has been asked for an answer.
+is_back() {
+    curl -fsS "$http/v1/chat/completions" -H 'content-type: application/json' -d '{"messages": [{"role": "user", "content": "Hi"}]}' &&
+        ! curl -fsS "http://$server/sim/calls" | grep -q '"count":0[,}]'
+}
+eventually 20 "a call of the server that is back" is_back
 stop
 
 # ask: one turn, repeated under its id until its answer is there.

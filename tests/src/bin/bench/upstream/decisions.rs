@@ -105,5 +105,7 @@ async fn cost(setup: &Setup, limits: &Value) -> anyhow::Result<Cost> {
     let answers = flood(&[gateway.http()], load(setup.seconds(4, 15)), |_| {}).await?;
     let (sent, after) = (since(&sent, &relay.counts()), Stats::read(&redis)?);
     anyhow::ensure!(answers.limited == 0 && answers.others.is_empty(), "not all were admitted: {answers}");
-    Ok(Cost { answers, sent, before, after })
+    let cost = Cost { answers, sent, before, after };
+    anyhow::ensure!(2 * cost.decisions() > cost.answers.all(), "Redis was not asked: {}", cost.note());
+    Ok(cost)
 }

@@ -44,7 +44,10 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     let goodput = seen.answered as f64 / length.as_secs_f64();
     let case = format!("{OVERLOAD:.0} times as many turns as can be answered, {} s", length.as_secs());
     let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
-    let refused_ms = |quantile| seen.refused_us.value_at_quantile(quantile) as f64 / 1_000.0;
+    // Where nothing was refused there is no time that could hold.
+    let none = seen.refused_us.is_empty();
+    let refused_ms =
+        |quantile| if none { f64::NAN } else { seen.refused_us.value_at_quantile(quantile) as f64 / 1_000.0 };
     Ok(vec![
         Row::against(format!("{case}: answered, against the peak"), goodput, "1/s", peak, goodput / peak)
             .bounds(Bound::AtLeast(0.9), Bound::AtLeast(0.95))
