@@ -1,5 +1,7 @@
 //! One table of error codes, with what each is on every wire, and the WebSocket close codes.
 
+use crate::limiter::verdict::Standings;
+
 /// What went wrong, as clients of every transport are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ErrorCode {
@@ -129,13 +131,15 @@ pub struct Refusal {
     pub retry_after_ms: Option<u64>,
     /// The `seq` that would be right, with [`ErrorCode::SeqGap`].
     pub expected: Option<u64>,
+    /// How the rate limits stand, with [`ErrorCode::RateLimited`] and with what was refused after they were asked.
+    pub standings: Option<Box<Standings>>,
 }
 
 impl Refusal {
     /// A refusal with a message.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after_ms: None, expected: None }
+        Self { code, message: message.into(), retry_after_ms: None, expected: None, standings: None }
     }
 
     /// The same, with a time to wait.

@@ -7,6 +7,7 @@
 //! * [`batch`]: which asks go to a model server as one call, and when.
 //! * [`drain`]: how a pod leaves.
 //! * [`error`]: one table of error codes with what each is on every wire, and the WebSocket close codes.
+//! * [`limiter`]: rate limits, as token buckets.
 //! * [`pool`]: the endpoints of an upstream, who may call which, and who waits: joins the next three.
 //! * [`queue`]: who is served next, who waits, and who is refused.
 //! * [`breaker`]: when an endpoint is not called for a while.
@@ -22,6 +23,7 @@ pub mod breaker;
 pub mod discovery;
 pub mod drain;
 pub mod error;
+pub mod limiter;
 pub mod limits;
 pub mod log;
 pub mod pool;

@@ -538,3 +538,46 @@ pub const ANSWER_RESUMES_MAX: u32 = 3;
 /// Turns whose ids are looked up at once although there is no room for them: a repeat must find its turn, a flood of new
 /// ones must not reach the store.
 pub const DOOR_LOOKS_MAX: usize = 64;
+
+// Rate limits.
+
+/// How long a decision of the store about a rate limit may take, before `onStoreFailure` counts: a client waits meanwhile, and a
+/// store that lives answers in a few milliseconds.
+pub const LIMIT_DECISION_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How often a store that does not decide is asked whether it does again. Until then each pod decides alone.
+pub const LIMIT_PROBE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a request that took from its buckets is recognised: clients that lost an answer try again within minutes.
+pub const LIMIT_KEPT_TTL: Duration = Duration::from_secs(600);
+
+/// How long tokens that a turn took wait to be settled: as long as it can be unfinished. After that they stay spent.
+pub const LIMIT_HELD_TTL: Duration = UNFINISHED_TTL;
+
+/// How long a bucket's key outlives the time when it is full: clocks of servers differ.
+pub const LIMIT_BUCKET_MARGIN: Duration = Duration::from_secs(1);
+
+/// Buckets and marks that one pod keeps itself: some 30 MB. Past it what is new is not counted.
+pub const LIMIT_LOCAL_ENTRIES_MAX: usize = 262_144;
+
+/// Decisions of one call of the store: it does other things too, and this many take it about a millisecond.
+pub const LIMIT_CALL_DECISIONS: usize = 256;
+
+/// Calls for decisions under way at once. What comes in meanwhile goes together.
+pub const LIMIT_CALLS_MAX: usize = 4;
+
+/// Decisions that have gathered before a further call is sent while others are under way: calls for each alone would cost
+/// the store several times as much.
+pub const LIMIT_CALL_FULL: usize = 32;
+
+/// Decisions that wait for a call. A second of what one Redis can do at best.
+pub const LIMIT_QUEUE_MAX: usize = 100_000;
+
+/// Tokens that are taken ahead for an answer whose request does not say how long it may be, and again each time they run short.
+pub const LIMIT_ANSWER_CHUNK: u64 = 256;
+
+/// Bytes of text that count as one token while the model server has not told how many there were.
+pub const LIMIT_BYTES_PER_TOKEN: u64 = 4;
+
+/// The end of an answer that passes through in which the model server's count of tokens is looked for.
+pub const LIMIT_USAGE_TAIL_BYTES: usize = 2_048;

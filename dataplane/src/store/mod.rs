@@ -14,7 +14,13 @@ use std::{
     time::Duration,
 };
 
-use chatgateway_core::log::{Entry, PodId, Reply, Request, SessionKey};
+use chatgateway_core::{
+    limiter::{
+        Rules,
+        table::{Op, Outcome},
+    },
+    log::{Entry, PodId, Reply, Request, SessionKey},
+};
 
 pub use memory::MemoryStore;
 
@@ -86,7 +92,22 @@ pub trait Store: Send + Sync + 'static {
     /// The other pods on this store, if there can be any: then sessions outlive this process, and another one can go on with
     /// them.
     fn peers(&self) -> Option<&dyn Peers>;
+
+    /// Where pods share their rate limits, if they can.
+    fn limits(&self) -> Option<&dyn Limits> {
+        None
+    }
 }
+
+/// The buckets of rate limits that pods share.
+pub trait Limits: Send + Sync {
+    /// Carries steps out for a gateway, in their order and all in one round trip. `then` hears what came of them, in any case, and
+    /// may not block.
+    fn decide(&self, gateway: &str, rules: &Rules, steps: Vec<Op>, then: Decided);
+}
+
+/// Who hears what came of steps: what came of each, and the steps.
+pub type Decided = Box<dyn FnOnce(Vec<Op>, Result<Vec<Outcome>, StoreError>) + Send>;
 
 /// A figure that only grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,9 @@
 #[allow(dead_code, reason = "its tests read all of an answer")]
 mod codec;
 mod connect;
+mod decisions;
+#[cfg(test)]
+mod decisions_tests;
 mod events;
 mod index;
 mod link;
@@ -24,6 +27,7 @@ use std::sync::{
 
 use chatgateway_config::RedisSettings;
 use chatgateway_core::{
+    limiter::{Rules, table::Op},
     limits::{KEY_FILE_LOOK_INTERVAL, PEER_EVENTS_MAX},
     log::{PodId, Reply, Request, SessionKey},
 };
@@ -40,7 +44,7 @@ use self::{
     tail::{Channel, write_notice},
     topology::{Shared, Topology},
 };
-use super::{Answer, Beat, Call, Count, News, Notice, PeerEvent, Peers, Pending, Store, StoreError};
+use super::{Answer, Beat, Call, Count, Decided, Limits, News, Notice, PeerEvent, Peers, Pending, Store, StoreError};
 
 /// See the module.
 pub struct RedisStore {
@@ -230,6 +234,21 @@ impl Store for RedisStore {
 
     fn peers(&self) -> Option<&dyn Peers> {
         Some(self)
+    }
+
+    fn limits(&self) -> Option<&dyn Limits> {
+        Some(self)
+    }
+}
+
+impl Limits for RedisStore {
+    fn decide(&self, gateway: &str, rules: &Rules, steps: Vec<Op>, then: Decided) {
+        let command = decisions::command(gateway, rules, &steps);
+        let then = Then::Run(Box::new(move |outcome: Outcome| {
+            let decided = outcome.result.and_then(|value| decisions::decode(&steps, value));
+            then(steps, decided.map(|(_, outcomes)| outcomes));
+        }));
+        self.topology.send(self.topology.slot(gateway), command, then);
     }
 }
 

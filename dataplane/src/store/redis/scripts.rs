@@ -1,4 +1,4 @@
-//! The scripts: what the pure functions of `chatgateway_core::log::store` do, inside the server.
+//! The scripts: what the pure functions of `chatgateway_core::log::store` and `chatgateway_core::limiter::table` do, inside the server.
 
 use std::{fmt::Write as _, sync::LazyLock};
 
@@ -22,8 +22,8 @@ macro_rules! scripts {
             });
         )+
 
-        /// All of them.
-        pub(super) fn all() -> impl Iterator<Item = &'static Script> {
+        /// Those of sessions.
+        fn of_sessions() -> impl Iterator<Item = &'static Script> {
             [$(&*$name),+].into_iter()
         }
     };
@@ -40,6 +40,14 @@ scripts! {
     READ => "read",
     SNAPSHOT => "snapshot",
     DELETE => "delete",
+}
+
+/// The decisions about rate limits. It is not about a session: the prelude is not its.
+pub(super) static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/take.lua")));
+
+/// All of them.
+pub(super) fn all() -> impl Iterator<Item = &'static Script> {
+    of_sessions().chain([&*TAKE])
 }
 
 impl Script {
