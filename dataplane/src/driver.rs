@@ -12,7 +12,7 @@ use chatgateway_core::{
     error::ErrorCode,
     log::{
         Entry, EntryKind, HistoryTurn, Link, Owner, OwnerConfig, OwnerEffect, OwnerInput, Ownership, Release, Reply,
-        TurnBody, TurnState, Unknown,
+        TurnBody, TurnId, TurnState, Unknown,
     },
 };
 use tokio::time::Sleep;
@@ -21,6 +21,7 @@ use crate::{
     clock,
     gateway::{Gateway, RunningTurn},
     hub::{Channel, Notice, OwnerHandle},
+    limiter::Account,
     store::{Call, News},
     upstream::{Ask, UpstreamEvent, UpstreamStream},
 };
@@ -65,6 +66,10 @@ struct Driver {
     timer: Option<Pin<Box<Sleep>>>,
     /// When the running turn began here; taken at its first text.
     asked_at: Option<Instant>,
+    /// The tokens of the turn that is asked, where they are limited.
+    account: Option<(TurnId, Account)>,
+    /// The turn that began last, and in this ownership.
+    begun: Option<TurnId>,
     released: Option<Release>,
     _running: RunningTurn,
 }
@@ -108,6 +113,8 @@ impl Driver {
             paused: false,
             timer: None,
             asked_at: None,
+            account: None,
+            begun: None,
             released: None,
             _running: gateway.turn_runs(),
         }
@@ -148,11 +155,16 @@ impl Driver {
                     self.channel.reread();
                     self.publish(News::Reread);
                 }
-                OwnerEffect::Ask { body, prefix, .. } => self.ask(body, prefix),
+                OwnerEffect::Ask { turn, body, prefix } => self.ask(turn, body, prefix),
                 OwnerEffect::StopUpstream => self.model = Model::Off,
                 OwnerEffect::PauseUpstream => self.paused = true,
                 OwnerEffect::ResumeUpstream => self.paused = false,
-                OwnerEffect::Released(why) => self.released = Some(why),
+                OwnerEffect::Released(why) => {
+                    if why == Release::Idle {
+                        self.account = None;
+                    }
+                    self.released = Some(why);
+                }
             }
         }
         self.effects = effects;
@@ -169,13 +181,31 @@ impl Driver {
                     self.publish(News::Entry(entry.clone()));
                 }
             }
+            EntryKind::Turn { .. } => self.begun = Some(entry.turn.clone()),
             kind => {
                 if let Some(end) = kind.end() {
                     self.gateway.metrics.turn_ended(TurnState::Ended(end).as_str());
+                    self.settle(&entry);
                 }
             }
         }
         self.channel.deliver(entry);
+    }
+
+    /// A turn has ended: the tokens that it did not use come back. Where another pod asked for it, nobody here knows how many
+    /// those are.
+    fn settle(&mut self, entry: &Entry) {
+        match self.account.take() {
+            Some((turn, mut account)) if turn == entry.turn => {
+                if matches!(entry.kind, EntryKind::Failed { .. }) {
+                    account.call_failed();
+                }
+            }
+            _ if self.begun.as_ref() == Some(&entry.turn) => {
+                self.gateway.limiter.not_carried_out(&self.channel.key, &entry.turn);
+            }
+            _ => {}
+        }
     }
 
     /// Tells the pods that follow the session. Only what is committed may come here.
@@ -185,9 +215,14 @@ impl Driver {
         }
     }
 
-    fn ask(&mut self, body: Arc<TurnBody>, prefix: Option<String>) {
+    fn ask(&mut self, turn: TurnId, body: Arc<TurnBody>, prefix: Option<String>) {
         self.paused = false;
         self.asked_at = Some(clock::now());
+        // One that has ended is settled; one that is asked for anew counts from the beginning.
+        if self.account.as_ref().is_some_and(|(asked, _)| *asked == turn) {
+            self.leave_account();
+        }
+        self.account = self.gateway.limiter.account(&self.channel.key, &turn, &body).map(|account| (turn, account));
         if self.gateway.upstreams().wants_history() {
             let history = self.gateway.recall(&self.channel.key);
             self.model = Model::Recalling { history, body, prefix };
@@ -198,6 +233,10 @@ impl Driver {
 
     fn answer(&mut self, mut history: Vec<HistoryTurn>, body: Arc<TurnBody>, prefix: Option<String>) {
         history.retain(|turn| matches!(turn.state, TurnState::Ended(_)));
+        if let Some((_, account)) = &mut self.account {
+            let before: usize = history.iter().map(|turn| turn.text.len() + turn.answer.len()).sum();
+            account.add_prompt(before + prefix.as_ref().map_or(0, String::len));
+        }
         let ask = Ask { session: self.channel.key.clone(), history, body, prefix };
         self.model = Model::Answering(self.gateway.upstreams().ask(ask));
     }
@@ -240,6 +279,15 @@ impl Driver {
             self.answer(turns, body, prefix);
         }
         let Model::Answering(stream) = &mut self.model else { return Poll::Pending };
+        if let Some((_, account)) = &mut self.account {
+            if let Poll::Ready(message) = account.poll_stop(cx) {
+                self.model = Model::Off;
+                return Poll::Ready(OwnerInput::UpstreamFailed { code: ErrorCode::RateLimited, message });
+            }
+            if account.waits() {
+                return Poll::Pending;
+            }
+        }
         stream.poll_next(cx).map(|event| {
             let event = event.unwrap_or_else(|| UpstreamEvent::Failed {
                 code: ErrorCode::UpstreamUnavailable,
@@ -249,12 +297,24 @@ impl Driver {
             if !matches!(event, UpstreamEvent::Text(_)) {
                 self.model = Model::Off;
             }
+            match (&mut self.account, &event) {
+                (Some((_, account)), UpstreamEvent::Text(text)) => account.text(text.len()),
+                (Some((_, account)), UpstreamEvent::End { usage, .. }) => account.end(*usage),
+                _ => {}
+            }
             match event {
                 UpstreamEvent::Text(text) => OwnerInput::Text(text),
                 UpstreamEvent::End { finish_reason, usage } => OwnerInput::UpstreamEnd { finish_reason, usage },
                 UpstreamEvent::Failed { code, message, .. } => OwnerInput::UpstreamFailed { code, message },
             }
         })
+    }
+
+    /// Whoever goes on with the turn settles what it took.
+    fn leave_account(&mut self) {
+        if let Some((_, account)) = self.account.take() {
+            account.leave();
+        }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<OwnerInput> {
@@ -270,6 +330,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
+        self.leave_account();
         self.channel.clear_owner(&self.handle);
     }
 }

@@ -14,6 +14,7 @@ use chatgateway_config::{Settings, StoreSettings};
 use chatgateway_core::{
     drain::{DrainPlan, Left},
     error::{ErrorCode, Refusal},
+    limiter::verdict::Standings,
     limits::{LEASE_TTL, STORE_CALL_TIMEOUT, STORE_CALL_TRIES, STORE_RETRY_MAX, STORE_RETRY_MIN},
     log::{
         Begin, BeginReply, CancelReply, Claim, ClaimReason, ClaimReply, EntryId, Nonce, PodId, ReadReply, Release,
@@ -29,6 +30,7 @@ use crate::{
     driver::{self, Given},
     hub::{Channel, Hub, OwnerHandle},
     leaving::Departure,
+    limiter::{Admission, Limiter, Ticket},
     metrics::Metrics,
     peers::{self, Others},
     readers::Readers,
@@ -97,6 +99,8 @@ pub struct Receipt {
     pub place: Option<u32>,
     /// Whether the turn was known before.
     pub duplicate: bool,
+    /// How the rate limits stand, if there are any.
+    pub standings: Option<Box<Standings>>,
     /// The position just before the turn's entry, if it has one.
     pub from: Option<EntryId>,
     /// The id of the turn's last entry, if it has ended.
@@ -117,6 +121,8 @@ pub struct Gateway {
     pub departure: Departure,
     /// The other pods on the same store.
     pub(crate) others: Others,
+    /// The rate limits.
+    pub limiter: Arc<Limiter>,
     /// How the configuration file compares with what is applied.
     pub(crate) reload: Mutex<ReloadState>,
     settings: ArcSwap<Settings>,
@@ -134,9 +140,11 @@ impl Gateway {
     /// Where an upstream cannot be set up.
     pub fn new(settings: Settings, pod: PodId, store: Arc<dyn Store>) -> anyhow::Result<Arc<Self>> {
         let upstreams = Upstreams::new(&settings)?;
+        let metrics = Metrics::new(store.clone());
         Ok(Arc::new(Self {
             pod,
-            metrics: Metrics::new(store.clone()),
+            limiter: Limiter::new(&settings, &store, metrics.rate_limits.clone()),
+            metrics,
             hub: Arc::new(Hub::new(store.clone())),
             departure: Departure::default(),
             others: Others::default(),
@@ -203,6 +211,7 @@ impl Gateway {
     pub fn apply(&self, settings: Settings) -> anyhow::Result<()> {
         let upstreams = self.upstreams().renewed(&settings)?;
         self.upstreams.store(Arc::new(upstreams));
+        self.limiter.apply(&settings);
         self.settings.store(Arc::new(settings));
         Ok(())
     }
@@ -271,11 +280,18 @@ impl Gateway {
     }
 
     /// Accepts a turn, and runs it here if the session has no owner. Survives the caller's being dropped.
-    pub(crate) async fn begin(self: &Arc<Self>, channel: &Arc<Channel>, send: SendTurn) -> Result<Receipt, Refusal> {
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        caller: &Caller,
+        channel: &Arc<Channel>,
+        send: SendTurn,
+    ) -> Result<Receipt, Refusal> {
         if self.drain.borrow().is_some_and(|plan| clock::now() >= plan.floor) {
             return Err(self.refused(draining()));
         }
         let body = turn::body(&send).map_err(|r| self.refused(r))?;
+        let admission = self.limiter.turn(caller, &channel.key, &send.turn, &body).await;
+        let Admission { standings, ticket } = admission.map_err(|r| self.refused(r))?;
         let begin = Begin {
             pod: self.pod,
             nonce: Nonce(rand::random()),
@@ -288,7 +304,11 @@ impl Gateway {
         let request = Request::Begin(begin);
         let reply = match self.store.call(&channel.key, request.clone()) {
             Call::Ready(answer) => match answer {
-                Some(answer) => self.begun(channel, answer).await,
+                Some(answer) => {
+                    let reply = self.begun(channel, answer).await;
+                    took(ticket, &reply);
+                    reply
+                }
                 None => Err(unavailable()),
             },
             call @ Call::Pending(_) => {
@@ -296,13 +316,17 @@ impl Gateway {
                 let (gateway, channel) = (self.clone(), channel.clone());
                 let task = tokio::spawn(async move {
                     let answer = gateway.settled(&channel.key, request, call).await;
-                    gateway.begun(&channel, answer).await
+                    let reply = gateway.begun(&channel, answer).await;
+                    took(ticket, &reply);
+                    reply
                 });
                 task.await.unwrap_or_else(|_| Err(Refusal::new(ErrorCode::Internal, "the turn could not be accepted")))
             }
         };
-        let reply = reply.map_err(|r| self.refused(r))?;
-        self.receipt(send, reply).map_err(|r| self.refused(r))
+        match reply.and_then(|reply| self.receipt(send, reply)) {
+            Ok(receipt) => Ok(Receipt { standings, ..receipt }),
+            Err(refusal) => Err(self.refused(Refusal { standings, ..refusal })),
+        }
     }
 
     /// Takes a begin's answer; an ownership in it starts to run.
@@ -330,6 +354,7 @@ impl Gateway {
             state,
             place,
             duplicate: false,
+            standings: None,
             from,
             ended_at: None,
             end,
@@ -562,6 +587,17 @@ pub(crate) struct RunningTurn(Arc<Gateway>);
 impl Drop for RunningTurn {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a turn took before the store was asked is whose the store's reply says.
+fn took(ticket: Option<Ticket>, reply: &Result<BeginReply, Refusal>) {
+    let Some(ticket) = ticket else { return };
+    match reply {
+        Ok(BeginReply::Known(known)) if matches!(known.state, TurnState::Ended(_)) => ticket.void(),
+        // It may have been accepted although nobody says so: then whoever runs it settles.
+        Ok(BeginReply::Owner { .. } | BeginReply::Queued { .. } | BeginReply::Known(_)) | Err(_) => ticket.keep(),
+        Ok(_) => drop(ticket),
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! * [`gateway`] is what the transports see; [`readers`] a connection's view of the sessions it reads.
 //! * [`driver`] runs a turn: the only place where store, model server, clock and readers meet.
+//! * [`limiter`] admits requests, and counts the tokens of answers.
 //! * [`store`] keeps sessions, [`upstream`] asks model servers, [`transport`] frames events.
 
 pub mod admin;
@@ -12,6 +13,7 @@ pub mod driver;
 pub mod gateway;
 pub mod hub;
 pub mod leaving;
+pub mod limiter;
 pub mod metrics;
 pub mod page;
 pub mod peers;

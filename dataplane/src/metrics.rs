@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use chatgateway_core::error::{CloseCode, ErrorCode};
+use chatgateway_core::{
+    error::{CloseCode, ErrorCode},
+    limiter::Rule,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, text::encode},
@@ -56,6 +59,53 @@ struct EndLabel {
     end: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuleLabel {
+    per: &'static str,
+    unit: &'static str,
+}
+
+/// What the rate limits count.
+#[derive(Clone, Default)]
+pub struct LimitCounts {
+    /// Requests that were decided on.
+    pub decisions: Counter,
+    refusals: Family<RuleLabel, Counter>,
+    /// Calls of the store that came to nothing, or not in time.
+    pub failures: Counter,
+    /// Requests that this pod decided on alone since the store did not.
+    pub local: Counter,
+    /// Answers that were stopped for want of tokens.
+    pub stopped: Counter,
+    /// What found no room among what waits for the store.
+    pub overflows: Counter,
+}
+
+impl LimitCounts {
+    /// Counts a refusal by the limit that it was for.
+    pub fn refused(&self, rule: &Rule) {
+        self.refusals.get_or_create(&RuleLabel { per: rule.per.label(), unit: rule.unit.label() }).inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("rate_limit");
+        registry.register("decisions", "Requests decided on by rate limits", self.decisions.clone());
+        registry.register("refusals", "Requests refused by rate limits, by limit", self.refusals.clone());
+        registry.register(
+            "store_failures",
+            "Calls of the store of rate limits that came to nothing",
+            self.failures.clone(),
+        );
+        registry.register("local_decisions", "Requests decided on without the store", self.local.clone());
+        registry.register("stopped_answers", "Answers stopped for want of tokens", self.stopped.clone());
+        registry.register(
+            "queue_overflows",
+            "Steps of rate limits for which there was no room",
+            self.overflows.clone(),
+        );
+    }
+}
+
 /// A pod's counters.
 pub struct Metrics {
     registry: Registry,
@@ -71,6 +121,8 @@ pub struct Metrics {
     pub takeovers: Counter,
     /// From the start of a turn to its first committed text.
     pub first_token: Histogram,
+    /// Of the rate limits.
+    pub rate_limits: LimitCounts,
 }
 
 impl Metrics {
@@ -100,6 +152,8 @@ impl Metrics {
             Unit::Seconds,
             first_token.clone(),
         );
+        let rate_limits = LimitCounts::default();
+        rate_limits.register(&mut registry);
         Self {
             registry,
             connections,
@@ -111,6 +165,7 @@ impl Metrics {
             limits,
             takeovers,
             first_token,
+            rate_limits,
         }
     }
 

@@ -157,6 +157,7 @@ async fn beat(gateway: Arc<Gateway>, patience: Duration) {
             continue;
         };
         gateway.others.seen(&beat, patience);
+        gateway.limiter.set_pods(gateway.others.count() + 1);
         if gateway.draining() || gateway.others.owners_come_first() {
             continue;
         }

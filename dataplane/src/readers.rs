@@ -153,7 +153,7 @@ impl Readers {
             && let Some(attached) = &self.attached[slot]
         {
             let channel = attached.channel.clone();
-            return self.gateway.begin(&channel, send).await;
+            return self.gateway.begin(&self.caller, &channel, send).await;
         }
         let slot = self.free_slot()?;
         let session = send.session.clone();
@@ -161,7 +161,7 @@ impl Readers {
         let mailbox = self.mailbox.clone();
         // Subscribed before the turn begins, so that no entry of it can pass.
         let subscription = Subscription::new(channel.clone(), mailbox, slot);
-        let receipt = self.gateway.begin(&channel, send).await?;
+        let receipt = self.gateway.begin(&self.caller, &channel, send).await?;
         subscription.keep();
         // A turn that ended may be trimmed away, and one that is known may have entries already: those are read. And so is what
         // may have been missed of another pod.

@@ -10,7 +10,7 @@ use chatgateway_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::nesting;
+use super::{nesting, standing::RateLimits};
 use crate::gateway::{Receipt, SendTurn};
 
 /// The subprotocol's name.
@@ -201,6 +201,9 @@ pub enum ServerFrame<'a> {
         place: Option<u32>,
         /// Whether the turn was known before.
         duplicate: bool,
+        /// How the rate limits stand, where there are any.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rate_limits: Option<RateLimits>,
     },
     /// The outcome of a `resume`.
     Resumed {
@@ -363,6 +366,7 @@ impl<'a> ServerFrame<'a> {
             state: receipt.state.as_str(),
             place: receipt.place,
             duplicate: receipt.duplicate,
+            rate_limits: receipt.standings.as_deref().map(RateLimits::from),
         }
     }
 

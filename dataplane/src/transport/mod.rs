@@ -5,4 +5,5 @@ pub mod grpc;
 pub mod http;
 pub mod nesting;
 pub mod patience;
+pub mod standing;
 pub mod ws;

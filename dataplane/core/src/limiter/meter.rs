@@ -25,6 +25,8 @@ pub struct Meter {
     chunk: u64,
     /// What is asked for, in all.
     asked: Option<u64>,
+    /// More was refused while some was left: the next time little is asked for, when all is used.
+    tight: bool,
     /// Calls of model servers that are not over, or whose count is not known.
     uncounted: usize,
     counted: u64,
@@ -39,7 +41,18 @@ impl Meter {
         let bound = demand.answer;
         let chunk = if bound.is_some() { 0 } else { chunk };
         let (prompt, answer) = (demand.prompt, 0);
-        Self { prompt, answer, taken, bound, chunk, asked: None, uncounted: calls, counted: 0, begun: false }
+        Self {
+            prompt,
+            answer,
+            taken,
+            bound,
+            chunk,
+            asked: None,
+            tight: false,
+            uncounted: calls,
+            counted: 0,
+            begun: false,
+        }
     }
 
     /// The prompt turned out to be longer: the history is part of it.
@@ -92,10 +105,12 @@ impl Meter {
     /// What should be asked for now, in all: in time, so that the answer need not stop for it.
     pub fn wants(&mut self) -> Option<u64> {
         let used = self.estimate();
-        if self.asked.is_some() || used + self.chunk / 2 <= self.taken {
+        let (ahead, chunk) = if self.tight { (0, (self.chunk / 8).max(1)) } else { (self.chunk / 2, self.chunk) };
+        if self.asked.is_some() || used + ahead <= self.taken {
             return None;
         }
-        self.asked = Some((used + self.chunk).max(self.prompt + self.bound.unwrap_or(0)));
+        let bounded = self.bound.map(|bound| self.prompt + bound);
+        self.asked = Some(bounded.unwrap_or(used + chunk));
         self.asked
     }
 
@@ -109,7 +124,16 @@ impl Meter {
     pub fn granted(&mut self) {
         if let Some(asked) = self.asked.take() {
             self.taken = self.taken.max(asked);
+            self.tight = false;
         }
+    }
+
+    /// What was asked for was refused. Returns whether the answer must stop: it has used all that was taken.
+    pub fn refused(&mut self) -> bool {
+        let stops = self.waits();
+        self.asked = None;
+        self.tight = true;
+        stops
     }
 }
 
@@ -171,6 +195,22 @@ mod tests {
         assert_eq!(meter.used(), 11);
         meter.end(usage(5));
         assert_eq!(meter.used(), 30);
+    }
+
+    #[test]
+    fn an_answer_that_may_not_have_more_uses_what_it_has() {
+        let mut meter = Meter::new(Demand { prompt: 10, answer: None }, 90, 80, 1);
+        meter.text(4 * 41);
+        assert_eq!(meter.wants(), Some(131));
+        assert!(!meter.refused());
+        meter.text(4 * 39);
+        assert_eq!(meter.wants(), None, "it has some left");
+        meter.text(4);
+        assert_eq!(meter.wants(), Some(101), "and asks for little then: something may have come in");
+        meter.granted();
+        meter.text(4 * 11);
+        assert_eq!(meter.wants(), Some(182));
+        assert!(meter.waits() && meter.refused());
     }
 
     #[test]

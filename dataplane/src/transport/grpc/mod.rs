@@ -26,7 +26,7 @@ use chatgateway_proto::v1::{
     self,
     chat_service_server::{self, ChatService},
 };
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use tonic_health::pb::{
     FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTORS,
     health_server::{self, HealthServer},
@@ -41,7 +41,7 @@ use self::{
 };
 use crate::{
     gateway::{Caller, Gateway},
-    transport::frame,
+    transport::{frame, standing},
 };
 
 pub use status::DOMAIN;
@@ -156,7 +156,23 @@ impl ChatService for ChatApi {
         let mut readers = self.gateway.readers(caller(&request));
         let turn = message::turn(request.into_inner()).map_err(|r| self.refused(r))?;
         let receipt = readers.send(turn).await.map_err(|r| status::status(&r))?;
-        Ok(Response::new(read::turn(&self.gateway, readers, receipt).await?))
+        let standings = receipt.standings.clone();
+        let told = |metadata: &mut MetadataMap| {
+            let mut headers = std::mem::take(metadata).into_headers();
+            standings.iter().for_each(|standings| standing::write_headers(&mut headers, standings));
+            *metadata = MetadataMap::from_headers(headers);
+        };
+        match read::turn(&self.gateway, readers, receipt).await {
+            Ok(messages) => {
+                let mut response = Response::new(messages);
+                told(response.metadata_mut());
+                Ok(response)
+            }
+            Err(mut status) => {
+                told(status.metadata_mut());
+                Err(status)
+            }
+        }
     }
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {

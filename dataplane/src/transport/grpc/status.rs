@@ -6,10 +6,11 @@ use chatgateway_core::{
     error::{ErrorCode, Refusal},
     limits::RETRY_AFTER_DEFAULT,
 };
-use tonic::{Code, Status};
+use http::HeaderMap;
+use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::gateway::Gateway;
+use crate::{gateway::Gateway, transport::standing::write_headers};
 
 /// ErrorInfo's domain.
 pub const DOMAIN: &str = "chatgateway.dev";
@@ -26,7 +27,13 @@ pub(super) fn status(refusal: &Refusal) -> Status {
     if let Some(wait) = told.or(always.then_some(RETRY_AFTER_DEFAULT)) {
         details.set_retry_info(Some(wait));
     }
-    Status::with_error_details(Code::from_i32(refusal.code.grpc_status()), refusal.message.clone(), details)
+    let code = Code::from_i32(refusal.code.grpc_status());
+    let mut metadata = HeaderMap::new();
+    if let Some(standings) = &refusal.standings {
+        write_headers(&mut metadata, standings);
+    }
+    let metadata = MetadataMap::from_headers(metadata);
+    Status::with_error_details_and_metadata(code, refusal.message.clone(), details, metadata)
 }
 
 /// The status of a refusal that is made here, counted.

@@ -14,7 +14,9 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use crate::gateway::Gateway;
 
 /// Headers of answers that pages may read.
-const EXPOSED: &str = "location, preference-applied, retry-after, x-request-id, x-session-id, x-should-retry";
+const EXPOSED: &str = "location, preference-applied, retry-after, x-request-id, x-session-id, x-should-retry, \
+                       x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, \
+                       x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
 
 /// How long a browser keeps the answer to its question, in seconds.
 const MAX_AGE: &str = "600";

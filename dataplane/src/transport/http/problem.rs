@@ -9,11 +9,14 @@ use axum::{
 };
 use chatgateway_core::{
     error::{ErrorCode, Refusal},
+    limiter::verdict::Standings,
     limits::RETRY_AFTER_DEFAULT,
     log::{InvalidId, SessionId, TurnId},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
+
+use crate::transport::standing::write_headers;
 
 /// Tells OpenAI's clients not to send a request again, whatever its status.
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -121,6 +124,9 @@ impl Problem {
         if let Some(wait) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_millis().div_ceil(1_000) as u64));
         }
+        if let Some(standings) = &self.refusal.standings {
+            write_headers(&mut headers, standings);
+        }
         headers
     }
 }
@@ -165,6 +171,39 @@ fn answer(status: StatusCode, headers: HeaderMap, body: &impl Serialize) -> Resp
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
+}
+
+/// An answer, good or bad, that tells how the rate limits stand.
+///
+/// # Errors
+/// Those of the answer.
+pub fn with_standings<E: AsMut<Problem>>(
+    answer: Result<Response, E>,
+    standings: Option<&Standings>,
+) -> Result<Response, E> {
+    let Some(standings) = standings else { return answer };
+    match answer {
+        Ok(mut response) => {
+            write_headers(response.headers_mut(), standings);
+            Ok(response)
+        }
+        Err(mut problem) => {
+            problem.as_mut().refusal.standings.get_or_insert_with(|| Box::new(*standings));
+            Err(problem)
+        }
+    }
+}
+
+impl AsMut<Problem> for Problem {
+    fn as_mut(&mut self) -> &mut Problem {
+        self
+    }
+}
+
+impl AsMut<Problem> for OpenAiProblem {
+    fn as_mut(&mut self) -> &mut Problem {
+        &mut self.0
+    }
 }
 
 /// A problem on one of OpenAI's paths.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     answer::{self, Answer, Waited},
     leaving::Farewell,
-    problem::Problem,
+    problem::{Problem, with_standings},
     request::{Wanted, caller, json_body, parse, preferred_wait, session_in, wanted},
     sse::{EventStream, Scope},
 };
@@ -69,13 +69,25 @@ pub async fn post_turn(
     };
     let mut readers = gateway.readers(caller(&parts));
     let receipt = readers.send(send).await.map_err(|r| about(r.into()))?;
-    if wanted(&parts.headers) == Wanted::Events {
-        return stream(&gateway, readers, receipt, &parts.headers).await;
-    }
-    let patience = preferred_wait(&parts.headers);
+    let standings = receipt.standings.clone();
+    let answer = if wanted(&parts.headers) == Wanted::Events {
+        stream(&gateway, readers, receipt, &parts.headers).await
+    } else {
+        whole(&gateway, readers, receipt, &parts.headers).await
+    };
+    with_standings(answer, standings.as_deref())
+}
+
+/// The turn as one answer.
+async fn whole(
+    gateway: &Gateway,
+    mut readers: Readers,
+    receipt: Receipt,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let patience = preferred_wait(headers);
     let waited =
-        answer::wait(&gateway, &mut readers, &receipt, patience.unwrap_or(ANSWER_WAIT_MAX).min(ANSWER_WAIT_MAX))
-            .await?;
+        answer::wait(gateway, &mut readers, &receipt, patience.unwrap_or(ANSWER_WAIT_MAX).min(ANSWER_WAIT_MAX)).await?;
     let mut response = match waited {
         Waited::Answer(answer) => Json(TurnAnswer::new(&receipt, &answer)).into_response(),
         Waited::NotYet => not_yet(&receipt),
@@ -230,8 +242,8 @@ pub async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) -> Resu
     let about = |p: Problem| p.about(&session, Some(&turn));
     let mut readers = gateway.readers(caller(&parts));
     let receipt = readers.send(send).await.map_err(|r| about(r.into()))?;
-    match answer::wait(&gateway, &mut readers, &receipt, ANSWER_WAIT_MAX).await? {
-        Waited::Answer(answer) => {
+    let answer = match answer::wait(&gateway, &mut readers, &receipt, ANSWER_WAIT_MAX).await {
+        Ok(Waited::Answer(answer)) => {
             let body = ChatAnswer {
                 dialog_id: session.as_str(),
                 seq: receipt.seq,
@@ -240,8 +252,10 @@ pub async fn chat(State(gateway): State<Arc<Gateway>>, request: Request) -> Resu
             };
             Ok(Json(body).into_response())
         }
-        Waited::NotYet => Err(about(answer::still_waiting())),
-    }
+        Ok(Waited::NotYet) => Err(about(answer::still_waiting())),
+        Err(problem) => Err(problem),
+    };
+    with_standings(answer, receipt.standings.as_deref())
 }
 
 /// The names of dialogs' turns hang below this one. Chosen once, at random; another one would make retries new turns.

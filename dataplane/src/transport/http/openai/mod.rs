@@ -2,6 +2,7 @@
 //! `x-session-id` the last user message becomes a turn of that session.
 
 mod ask;
+mod counted;
 mod pass;
 mod source;
 mod stream;
@@ -22,6 +23,7 @@ use chatgateway_core::{
 };
 use futures_util::future::try_join_all;
 use http::{HeaderName, HeaderValue, header, request::Parts};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -29,19 +31,21 @@ use uuid::Uuid;
 
 use self::{
     ask::{Asked, TurnText},
-    source::Source,
+    source::{Metered, Source},
     stream::ChunkStream,
     wire::{Finished, Kind, List, Model, Wire},
 };
 use super::{
     answer::{self, Waited},
     leaving::deadline,
-    problem::{OpenAiProblem, Problem},
+    problem::{OpenAiProblem, Problem, with_standings},
     request::{caller, json_body},
 };
 use crate::{
     clock,
-    gateway::{Caller, Gateway, SendTurn},
+    gateway::{Caller, Gateway, Receipt, SendTurn},
+    limiter::Account,
+    readers::Readers,
     transport::frame,
     upstream::{Ask, Forward, ForwardPath, Route},
 };
@@ -124,28 +128,41 @@ async fn turn(
     let send = SendTurn { session: session.clone(), turn, seq: None, text, messages, model, options };
     let mut readers = gateway.readers(caller(parts));
     let receipt = readers.send(send).await?;
-    let mut response = if asked.stream() {
+    let standings = receipt.standings.clone();
+    let answer = of_turn(gateway, wire, readers, receipt, asked.stream(), named).await;
+    let mut response = with_standings(answer, standings.as_deref())?;
+    if let Ok(session) = HeaderValue::try_from(session.as_str()) {
+        response.headers_mut().insert(X_SESSION_ID, session);
+    }
+    Ok(response)
+}
+
+/// The answer of a turn that was accepted. `named`: by the client.
+async fn of_turn(
+    gateway: &Gateway,
+    wire: Wire,
+    mut readers: Readers,
+    receipt: Receipt,
+    stream: bool,
+    named: bool,
+) -> Result<Response, OpenAiProblem> {
+    if stream {
         if answer::ended_without_entries(&receipt) {
             return Err(answer::not_kept(&receipt).into());
         }
         let ended = matches!(receipt.state, TurnState::Ended(_));
         let source = Source::Turn { readers: Box::new(readers), receipt: Box::new(receipt), named: named || ended };
-        stream_of(gateway, wire, vec![source]).await?
-    } else {
-        match answer::wait(gateway, &mut readers, &receipt, ANSWER_WAIT_MAX).await {
-            Ok(Waited::Answer(a)) => {
-                let usage = a.usage;
-                whole(&wire, &[Finished { text: a.text, finish_reason: a.finish_reason.as_ref().to_owned(), usage }])
-            }
-            Ok(Waited::NotYet) => return Err(answer::still_waiting().into()),
-            // A client that did not name the turn makes a new one when it tries again.
-            Err(problem) => return Err(if named { problem } else { problem.not_last_word() }.into()),
-        }
-    };
-    if let Ok(session) = HeaderValue::try_from(session.as_str()) {
-        response.headers_mut().insert(X_SESSION_ID, session);
+        return Ok(stream_of(gateway, wire, vec![source]).await?);
     }
-    Ok(response)
+    match answer::wait(gateway, &mut readers, &receipt, ANSWER_WAIT_MAX).await {
+        Ok(Waited::Answer(a)) => {
+            let (finish_reason, usage) = (a.finish_reason.as_ref().to_owned(), a.usage);
+            Ok(whole(&wire, &[Finished { text: a.text, finish_reason, usage }]))
+        }
+        Ok(Waited::NotYet) => Err(answer::still_waiting().into()),
+        // A client that did not name the turn makes a new one when it tries again.
+        Err(problem) => Err(if named { problem } else { problem.not_last_word() }.into()),
+    }
 }
 
 /// The request for itself alone. A client that leaves cancels its call.
@@ -159,6 +176,8 @@ async fn stateless(
     stays(gateway)?;
     let caller = caller(parts);
     if route(gateway, asked)? == Route::Forward {
+        let admitted = gateway.limiter.request(&caller, body, 1).await;
+        let (standings, account) = admitted.map_err(|r| gateway.refused(r))?;
         let forward = Forward {
             path: if kind == Kind::Chat { ForwardPath::ChatCompletions } else { ForwardPath::Completions },
             who: caller.address.to_string().into(),
@@ -167,17 +186,35 @@ async fn stateless(
             headers: parts.headers.clone(),
             body: body.clone(),
         };
-        return Ok(pass::pass_through(gateway, forward).await?);
+        let answer = pass::pass_through(gateway, forward, account).await;
+        return Ok(with_standings(answer, standings.as_deref())?);
     }
     asked.one_choice("this model gives one answer a request")?;
+    let bodies = bodies(kind, asked, body)?;
+    let admitted = gateway.limiter.request(&caller, body, bodies.len()).await;
+    let (standings, account) = admitted.map_err(|r| gateway.refused(r))?;
+    let answer = of_calls(gateway, kind, &caller, asked, bodies, account).await;
+    with_standings(answer, standings.as_deref())
+}
+
+/// The answers of calls that are made for one request alone.
+async fn of_calls(
+    gateway: &Arc<Gateway>,
+    kind: Kind,
+    caller: &Caller,
+    asked: &Asked<'_>,
+    bodies: Vec<TurnBody>,
+    account: Option<Account>,
+) -> Result<Response, OpenAiProblem> {
     let wire = Wire::new(kind, &Uuid::new_v4().simple().to_string(), model_name(gateway, asked), asked.include_usage());
     let upstreams = gateway.upstreams();
-    let session = key_of_stateless(&caller)?;
-    let calls: Vec<Source> = bodies(kind, asked, body)?
+    let session = key_of_stateless(caller)?;
+    let account = account.map(|account| Arc::new(Mutex::new(account)));
+    let calls: Vec<Source> = bodies
         .into_iter()
         .map(|body| {
             let ask = Ask { session: session.clone(), history: Vec::new(), body: Arc::new(body), prefix: None };
-            Source::Call(Box::new(upstreams.ask(ask)))
+            Source::Call(Box::new(Metered { call: upstreams.ask(ask), account: account.clone() }))
         })
         .collect();
     if asked.stream() {

@@ -1,15 +1,20 @@
 //! Where an answer comes from: a turn of a session, or a model server asked for this request alone.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
 use chatgateway_core::{
     error::ErrorCode,
     log::{EntryKind, Usage},
 };
+use parking_lot::Mutex;
 
 use super::wire::Finished;
 use crate::{
     gateway::Receipt,
+    limiter::Account,
     readers::{ReaderEvent, Readers},
     transport::http::{answer, answer::CANCELLED, problem::Problem, sse},
     upstream::{UpstreamEvent, UpstreamStream},
@@ -44,7 +49,48 @@ pub enum Source {
         named: bool,
     },
     /// A call. Dropping it stops the model server.
-    Call(Box<UpstreamStream>),
+    Call(Box<Metered>),
+}
+
+/// A call whose tokens are counted, where they are limited. The calls of one request share an account.
+pub struct Metered {
+    /// The call.
+    pub call: UpstreamStream,
+    /// The account of its request.
+    pub account: Option<Arc<Mutex<Account>>>,
+}
+
+impl Metered {
+    async fn next(&mut self) -> Option<UpstreamEvent> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn try_next(&mut self) -> Option<UpstreamEvent> {
+        match self.poll_next(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(event) => event,
+            Poll::Pending => None,
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<UpstreamEvent>> {
+        let Some(account) = &self.account else { return self.call.poll_next(cx) };
+        let mut account = account.lock();
+        if let Poll::Ready(message) = account.poll_stop(cx) {
+            let code = ErrorCode::RateLimited;
+            return Poll::Ready(Some(UpstreamEvent::Failed { code, message, retry_after_ms: None }));
+        }
+        if account.waits() {
+            return Poll::Pending;
+        }
+        let event = std::task::ready!(self.call.poll_next(cx));
+        match &event {
+            Some(UpstreamEvent::Text(text)) => account.text(text.len()),
+            Some(UpstreamEvent::End { usage, .. }) => account.end(*usage),
+            Some(UpstreamEvent::Failed { .. }) => account.call_failed(),
+            None => {}
+        }
+        Poll::Ready(event)
+    }
 }
 
 impl Source {
