@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod events;
+mod limits;
 mod model;
 mod openai;
 mod sessions;
