@@ -282,31 +282,30 @@ impl Driver {
         if let Some((_, account)) = &mut self.account {
             if let Poll::Ready(message) = account.poll_stop(cx) {
                 self.model = Model::Off;
-                return Poll::Ready(OwnerInput::UpstreamFailed { code: ErrorCode::RateLimited, message });
+                return Poll::Ready(OwnerInput::UpstreamFailed { code: ErrorCode::RateLimited, message, again: false });
             }
             if account.waits() {
                 return Poll::Pending;
             }
         }
-        stream.poll_next(cx).map(|event| {
-            let event = event.unwrap_or_else(|| UpstreamEvent::Failed {
-                code: ErrorCode::UpstreamUnavailable,
-                message: "the model server's answer ended before it was complete".into(),
-                retry_after_ms: None,
-            });
-            if !matches!(event, UpstreamEvent::Text(_)) {
-                self.model = Model::Off;
-            }
-            match (&mut self.account, &event) {
-                (Some((_, account)), UpstreamEvent::Text(text)) => account.text(text.len()),
-                (Some((_, account)), UpstreamEvent::End { usage, .. }) => account.end(*usage),
-                _ => {}
-            }
-            match event {
-                UpstreamEvent::Text(text) => OwnerInput::Text(text),
-                UpstreamEvent::End { finish_reason, usage } => OwnerInput::UpstreamEnd { finish_reason, usage },
-                UpstreamEvent::Failed { code, message, .. } => OwnerInput::UpstreamFailed { code, message },
-            }
+        let event = std::task::ready!(stream.poll_next(cx)).unwrap_or_else(|| UpstreamEvent::Failed {
+            code: ErrorCode::UpstreamUnavailable,
+            message: "the model server's answer ended before it was complete".into(),
+            retry_after_ms: None,
+        });
+        let again = matches!(event, UpstreamEvent::Failed { .. }) && stream.may_be_asked_again();
+        if !matches!(event, UpstreamEvent::Text(_)) {
+            self.model = Model::Off;
+        }
+        match (&mut self.account, &event) {
+            (Some((_, account)), UpstreamEvent::Text(text)) => account.text(text.len()),
+            (Some((_, account)), UpstreamEvent::End { usage, .. }) => account.end(*usage),
+            _ => {}
+        }
+        Poll::Ready(match event {
+            UpstreamEvent::Text(text) => OwnerInput::Text(text),
+            UpstreamEvent::End { finish_reason, usage } => OwnerInput::UpstreamEnd { finish_reason, usage },
+            UpstreamEvent::Failed { code, message, .. } => OwnerInput::UpstreamFailed { code, message, again },
         })
     }
 

@@ -12,6 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use chatgateway_config::{Settings, StoreSettings};
 use chatgateway_core::{
+    door::DoorLooks,
     drain::{DrainPlan, Left},
     error::{ErrorCode, Refusal},
     limiter::verdict::Standings,
@@ -127,7 +128,9 @@ pub struct Gateway {
     pub(crate) reload: Mutex<ReloadState>,
     settings: ArcSwap<Settings>,
     store: Arc<dyn Store>,
-    upstreams: ArcSwap<Upstreams>,
+    upstreams: Arc<ArcSwap<Upstreams>>,
+    /// Of turns that there is no room for.
+    door_looks: Mutex<DoorLooks>,
     drain: watch::Sender<Option<DrainPlan>>,
     running: AtomicU64,
     store_reached: AtomicBool,
@@ -139,8 +142,8 @@ impl Gateway {
     /// # Errors
     /// Where an upstream cannot be set up.
     pub fn new(settings: Settings, pod: PodId, store: Arc<dyn Store>) -> anyhow::Result<Arc<Self>> {
-        let upstreams = Upstreams::new(&settings)?;
-        let metrics = Metrics::new(store.clone());
+        let upstreams = Arc::new(ArcSwap::from_pointee(Upstreams::new(&settings)?));
+        let metrics = Metrics::new(store.clone(), upstreams.clone());
         Ok(Arc::new(Self {
             pod,
             limiter: Limiter::new(&settings, &store, metrics.rate_limits.clone()),
@@ -151,7 +154,8 @@ impl Gateway {
             reload: Mutex::default(),
             settings: ArcSwap::from_pointee(settings),
             store,
-            upstreams: ArcSwap::from_pointee(upstreams),
+            upstreams,
+            door_looks: Mutex::default(),
             drain: watch::Sender::new(None),
             running: AtomicU64::new(0),
             store_reached: AtomicBool::new(false),
@@ -290,13 +294,24 @@ impl Gateway {
             return Err(self.refused(draining()));
         }
         let body = turn::body(&send).map_err(|r| self.refused(r))?;
-        let admission = self.limiter.turn(caller, &channel.key, &send.turn, &body).await;
-        let Admission { standings, ticket } = admission.map_err(|r| self.refused(r))?;
+        let (pass, no_room) = match self.upstreams().door(channel.key.as_str(), send.model.as_deref()) {
+            Ok(pass) => (pass, None),
+            // It may be a repeat of a turn that is known: that one is not refused.
+            Err(no_room) if self.door_looks.lock().take(clock::now()) => (None, Some(no_room)),
+            Err(no_room) => return Err(self.refused(no_room)),
+        };
+        // A turn that is only looked up takes nothing.
+        let Admission { standings, ticket } = if no_room.is_some() {
+            Admission::default()
+        } else {
+            self.limiter.turn(caller, &channel.key, &send.turn, &body).await.map_err(|r| self.refused(r))?
+        };
         let begin = Begin {
             pod: self.pod,
             nonce: Nonce(rand::random()),
             turn: send.turn.clone(),
-            seq: send.seq,
+            // No turn has number 0: a new one is not accepted.
+            seq: if no_room.is_some() { Some(0) } else { send.seq },
             body: Arc::new(body),
             jump: jump(),
             terms: self.terms(),
@@ -315,6 +330,8 @@ impl Gateway {
                 // The reply may make this pod the session's owner: it must be heard, whoever still wants to know.
                 let (gateway, channel) = (self.clone(), channel.clone());
                 let task = tokio::spawn(async move {
+                    // Its place at the door is kept until it has asked for one at the model server.
+                    let _pass = pass;
                     let answer = gateway.settled(&channel.key, request, call).await;
                     let reply = gateway.begun(&channel, answer).await;
                     took(ticket, &reply);
@@ -322,6 +339,10 @@ impl Gateway {
                 });
                 task.await.unwrap_or_else(|_| Err(Refusal::new(ErrorCode::Internal, "the turn could not be accepted")))
             }
+        };
+        let reply = match (reply, no_room) {
+            (Ok(BeginReply::SeqGap { .. }), Some(no_room)) => Err(no_room),
+            (reply, _) => reply,
         };
         match reply.and_then(|reply| self.receipt(send, reply)) {
             Ok(receipt) => Ok(Receipt { standings, ..receipt }),

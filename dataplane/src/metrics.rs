@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use arc_swap::ArcSwap;
 use chatgateway_core::{
     error::{CloseCode, ErrorCode},
     limiter::Rule,
@@ -21,7 +22,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::store::Store;
+use crate::{
+    store::Store,
+    upstream::{OfUpstreams, Upstreams},
+};
 
 /// How clients are connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -126,11 +130,12 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Counters at zero, and what the store counts by itself.
+    /// Counters at zero, and what the store and the model servers' pools count by themselves.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>) -> Self {
+    pub fn new(store: Arc<dyn Store>, upstreams: Arc<ArcSwap<Upstreams>>) -> Self {
         let mut registry = Registry::with_prefix("chatgateway");
         registry.register_collector(Box::new(OfStore(store)));
+        registry.register_collector(Box::new(OfUpstreams(upstreams)));
         let connections = Family::<TransportLabel, Gauge>::default();
         let turns_accepted = Counter::default();
         let turns_ended = Family::<EndLabel, Counter>::default();

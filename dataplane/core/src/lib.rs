@@ -13,6 +13,7 @@
 //! * [`breaker`]: when an endpoint is not called for a while.
 //! * [`balance`]: which endpoint a call gets.
 //! * [`retry`]: which calls are made again, and when.
+//! * [`door`]: how many of those that are refused may ask whether their turn is known.
 //! * [`discovery`]: which addresses are endpoints.
 //! * [`sse`]: reads server-sent events from any chunks, with a bound.
 //! * [`limits`]: every bound, with the reason for its size.
@@ -21,6 +22,7 @@ pub mod balance;
 pub mod batch;
 pub mod breaker;
 pub mod discovery;
+pub mod door;
 pub mod drain;
 pub mod error;
 pub mod limiter;

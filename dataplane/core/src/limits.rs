@@ -535,9 +535,9 @@ pub const DNS_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// to an end.
 pub const ANSWER_RESUMES_MAX: u32 = 3;
 
-/// Turns whose ids are looked up at once although there is no room for them: a repeat must find its turn, a flood of new
-/// ones must not reach the store.
-pub const DOOR_LOOKS_MAX: usize = 64;
+/// Turns a second of which is looked up whether they are known although there is no room for them: a repeat must find its
+/// turn, a flood of new ones must not reach the store. What is above it is refused, and may be repeated.
+pub const DOOR_LOOKS_PER_SECOND: u32 = 1_000;
 
 // Rate limits.
 

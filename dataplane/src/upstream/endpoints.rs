@@ -151,7 +151,7 @@ impl Directory {
     }
 
     /// Looks all hosts up. A host that is not found now keeps what was found last.
-    async fn look(&self) {
+    pub(super) async fn look(&self) {
         let hosts = self.lookups();
         let answers = hosts.iter().map(|(host, port)| {
             let lookup = self.resolver.lookup(host, *port);

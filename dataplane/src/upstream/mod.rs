@@ -10,6 +10,7 @@ mod endpoints;
 mod failure;
 mod forward;
 mod key;
+mod metrics;
 mod models;
 mod openai;
 mod pool;
@@ -50,6 +51,7 @@ use self::{
 };
 pub use self::{
     forward::{Forward, ForwardBody, ForwardPath},
+    metrics::OfUpstreams,
     models::{OfferedModel, Route},
     pool::Pass,
     status::{Counters, EndpointStatus, UpstreamStatus},
@@ -149,9 +151,9 @@ impl Upstreams {
         if let [upstream] = &self.list[..]
             && let Some(demo) = upstream.demo(&ask)
         {
-            return UpstreamStream { state: State::Demo(demo) };
+            return UpstreamStream::new(State::Demo(demo));
         }
-        UpstreamStream { state: self.start(ask).unwrap_or_else(|failure| State::Failed(Box::new(failure))) }
+        UpstreamStream::new(self.start(ask).unwrap_or_else(|failure| State::Failed(Box::new(failure))))
     }
 
     fn start(&self, ask: Ask) -> Result<State, Failure> {
@@ -201,9 +203,13 @@ impl Upstreams {
     ///
     /// # Errors
     /// `overloaded` or `circuit_open`, with the shortest time after which it may go better.
-    pub fn door(&self, who: &Arc<str>, model: Option<&str>) -> Result<Option<Pass>, Refusal> {
+    pub fn door(&self, who: &str, model: Option<&str>) -> Result<Option<Pass>, Refusal> {
+        if self.list.first().is_some_and(|first| model.is_none() && first.server().is_none()) {
+            return Ok(None);
+        }
         // What is wrong with the model is told where it is asked.
         let Ok(candidates) = self.candidates(model) else { return Ok(None) };
+        let who = &Arc::from(who);
         let mut soonest: Option<Failure> = None;
         for upstream in &candidates {
             let Some(server) = upstream.server() else { return Ok(None) };
@@ -322,6 +328,8 @@ impl Upstream {
 /// A model's answer under way. Dropping it cancels the call.
 pub struct UpstreamStream {
     state: State,
+    /// Who broke the answer off, by no fault of the request.
+    broke_off: Option<Arc<Server>>,
 }
 
 enum State {
@@ -342,6 +350,20 @@ enum Started {
 }
 
 impl UpstreamStream {
+    fn new(state: State) -> Self {
+        Self { state, broke_off: None }
+    }
+
+    /// Whether an answer that failed after its first word is worth being asked for again, and the retry budget allows it. To be
+    /// asked once, by who then does so.
+    pub fn may_be_asked_again(&mut self) -> bool {
+        let may = self.broke_off.take().filter(|server| server.withdraw());
+        if let Some(server) = &may {
+            server.counters.resumed_answers.fetch_add(1, Relaxed);
+        }
+        may.is_some()
+    }
+
     /// What comes next; nothing after [`UpstreamEvent::End`] and [`UpstreamEvent::Failed`]. Cancel-safe.
     pub async fn next(&mut self) -> Option<UpstreamEvent> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
@@ -371,7 +393,9 @@ impl UpstreamStream {
                 State::Reading(reading) => {
                     let event = std::task::ready!(reading.poll_next(cx));
                     return Poll::Ready(Some(event.unwrap_or_else(|failure| {
-                        reading.server().counters.failures.fetch_add(1, Relaxed);
+                        let server = reading.server();
+                        server.counters.failures.fetch_add(1, Relaxed);
+                        self.broke_off = failure.is_worth_another().then(|| server.clone());
                         failure.into()
                     })));
                 }

@@ -241,6 +241,12 @@ impl Server {
         Failure::no_room(&self.name, no_room)
     }
 
+    /// Looks its hosts up now.
+    #[cfg(test)]
+    pub(super) async fn look(&self) {
+        self.directory.look().await;
+    }
+
     pub(super) fn endpoints(&self) -> Vec<EndpointStatus> {
         self.pool.view().into_iter().map(EndpointStatus::from).collect()
     }

@@ -1,10 +1,13 @@
 //! Upstreams against servers on loopback that do exactly what a test wants, byte by byte.
 
 mod answers;
+mod attempts;
 mod demo;
+mod endpoints;
 mod faults;
 mod forward;
 mod load;
+mod reload;
 
 use std::{
     future::Future,
@@ -106,7 +109,15 @@ impl Fake {
         F: Fn(Met) -> R + Clone + Send + 'static,
         R: Future<Output = Option<Met>> + Send,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(([127, 0, 0, 1], 0).into(), serve).await
+    }
+
+    async fn start_at<F, R>(address: SocketAddr, serve: F) -> Self
+    where
+        F: Fn(Met) -> R + Clone + Send + 'static,
+        R: Future<Output = Option<Met>> + Send,
+    {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (calls, connections) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let counts = (calls.clone(), connections.clone());
@@ -175,6 +186,27 @@ fn hasty(url: &str) -> UpstreamSettings {
     settings.timeouts.first_token = Duration::from_millis(300);
     settings.timeouts.between_tokens = Duration::from_millis(300);
     settings
+}
+
+/// One upstream of several equal servers.
+fn equal(urls: &[String]) -> UpstreamSettings {
+    let mut settings = openai(&urls[0]);
+    settings.endpoints.further = urls[1..].to_vec();
+    settings.retries.max_attempts = 3;
+    settings
+}
+
+/// Says `word` in full.
+async fn say(mut met: Met, word: &str) -> Option<Met> {
+    met.write(STREAM).await;
+    met.word(word).await;
+    met.finish().await;
+    Some(met)
+}
+
+/// The breaker of each endpoint of the first upstream.
+fn breakers(upstreams: &Upstreams) -> Vec<&'static str> {
+    upstreams.status()[0].endpoints.iter().map(|endpoint| endpoint.breaker).collect()
 }
 
 fn upstreams(list: impl IntoIterator<Item = UpstreamSettings>) -> Upstreams {

@@ -11,3 +11,4 @@ mod openai;
 mod sessions;
 mod support;
 mod turns;
+mod upstreams;

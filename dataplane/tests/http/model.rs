@@ -126,8 +126,13 @@ impl Seen {
             );
             return ([(header::CONTENT_TYPE, "application/json")], body).into_response();
         }
-        let mut chunks: Vec<String> = said.split_inclusive(' ').map(|word| chunk(word, chat)).collect();
-        let (hangs, dies) = (said.starts_with("hang"), said.starts_with("die"));
+        // A part of an answer at the end is to be continued.
+        let continues =
+            body["messages"].as_array().and_then(|list| list.last()).is_some_and(|m| m["role"] == "assistant");
+        let answer = if continues { " and so on" } else { said };
+        let mut chunks: Vec<String> = answer.split_inclusive(' ').map(|word| chunk(word, chat)).collect();
+        let breaks_off = said.starts_with("break") && self.calls.load(Ordering::SeqCst) == 1;
+        let (hangs, dies) = (said.starts_with("hang"), said.starts_with("die") || breaks_off);
         if !hangs && !dies {
             chunks.push(
                 r#"{"id":"x","odd":true,"choices":[{"index":0,"delta":{},"text":"","finish_reason":"stop"}]}"#.into(),

@@ -197,8 +197,18 @@ async fn numbers_are_checked(store: &Arc<dyn Store>) {
     wrong.seq = Some(2);
     let reply = s.call(Request::Begin(wrong.clone())).await;
     assert!(matches!(reply, Reply::Begin(BeginReply::SeqGap { expected: 1 })), "{reply:?}");
+    // No turn has number 0: that only asks whether the turn is known.
+    wrong.seq = Some(0);
+    let reply = s.call(Request::Begin(wrong.clone())).await;
+    assert!(matches!(reply, Reply::Begin(BeginReply::SeqGap { expected: 1 })), "{reply:?}");
     wrong.seq = Some(1);
+    let mut look = Begin { nonce: Nonce(7), seq: Some(0), ..wrong.clone() };
     assert!(matches!(s.call(Request::Begin(wrong)).await, Reply::Begin(BeginReply::Owner { .. })));
+    let reply = s.call(Request::Begin(look.clone())).await;
+    assert!(matches!(reply, Reply::Begin(BeginReply::Known(_))), "{reply:?}");
+    look.turn = TurnId::parse("another").unwrap();
+    let reply = s.call(Request::Begin(look)).await;
+    assert!(matches!(reply, Reply::Begin(BeginReply::SeqGap { expected: 2 })), "{reply:?}");
 }
 
 async fn turns_queue_and_run_in_order(store: &Arc<dyn Store>) {

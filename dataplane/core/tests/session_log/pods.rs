@@ -140,14 +140,19 @@ impl World {
         let upto = (speech.next + 1 + self.random.below(2)).min(self.tokens);
         let text: String = (speech.next..upto).map(|k| format!("{}.{k} ", speech.ask)).collect();
         let fails = self.random.below(100) == 0;
-        let input = if speech.next < self.tokens {
+        let breaks_off = self.random.below(20) == 0;
+        let again = self.random.below(4) != 0;
+        let input = if breaks_off {
+            self.pods[pod].runners[r].speech = None;
+            OwnerInput::UpstreamFailed { code: ErrorCode::UpstreamUnavailable, message: "broke off".into(), again }
+        } else if speech.next < self.tokens {
             speech.next = upto;
             OwnerInput::Text(text)
         } else {
             self.pods[pod].runners[r].speech = None;
             if fails {
                 let code = ErrorCode::UpstreamUnavailable;
-                OwnerInput::UpstreamFailed { code, message: "gone".into() }
+                OwnerInput::UpstreamFailed { code, message: "gone".into(), again }
             } else {
                 OwnerInput::UpstreamEnd { finish_reason: "stop".into(), usage: Usage::default() }
             }

@@ -75,6 +75,8 @@ pub enum OwnerInput {
         code: ErrorCode,
         /// For a person.
         message: String,
+        /// Whether it makes sense to ask again, if some of the answer was told: the request is not at fault.
+        again: bool,
     },
     /// A hint that something about the session is worth a look: a cancel, a break in the log that a reader met.
     Cancel,
@@ -261,8 +263,10 @@ impl Owner {
             OwnerInput::UpstreamEnd { finish_reason, usage } => {
                 self.on_upstream_over(EntryKind::Done { finish_reason, usage });
             }
-            OwnerInput::UpstreamFailed { code, message } => {
-                self.on_upstream_over(EntryKind::Failed { code, message: message.into() });
+            OwnerInput::UpstreamFailed { code, message, again } => {
+                if !(again && self.ask_again(out)) {
+                    self.on_upstream_over(EntryKind::Failed { code, message: message.into() });
+                }
             }
             // A hint may be late or wrong; what counts is what the store says.
             OwnerInput::Cancel => self.next_check = now,

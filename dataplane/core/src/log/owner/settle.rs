@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{Owner, OwnerEffect, Release, Sent};
+use super::{Owner, OwnerEffect, Release, Sent, turn::Stage};
 use crate::log::{CheckReply, ClaimReply, Entry, Finish, FinishReply, Reply, Unknown};
 
 impl Owner {
@@ -75,7 +75,10 @@ impl Owner {
         self.end = entry.id;
         self.len += 1;
         self.turn.entries += 1;
-        self.turn.committed += bytes;
+        // Text that is void is not the answer's.
+        if matches!(self.turn.stage, Stage::Answer) {
+            self.turn.committed += bytes;
+        }
         out.push(OwnerEffect::Deliver(entry));
         self.resume_upstream(out);
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    limits::{ANSWER_MAX_BYTES, DELTA_MAX_BYTES, LEASE_TTL, UNCOMMITTED_MAX_BYTES},
+    limits::{ANSWER_MAX_BYTES, ANSWER_RESUMES_MAX, DELTA_MAX_BYTES, LEASE_TTL, UNCOMMITTED_MAX_BYTES},
     log::{
         Begin, BeginReply, CancelReply, ClaimReply, StoreTime,
         store::{SessionState, execute},
@@ -47,9 +47,13 @@ fn begin(slot: &mut Option<SessionState>, clock: StoreTime, pod: PodId, name: &s
 impl Rig {
     /// An owner that has just begun the turn `t1`.
     fn new() -> Self {
+        Self::whose_model_continues(true)
+    }
+
+    fn whose_model_continues(prefill: bool) -> Self {
         let (mut slot, clock) = (None, StoreTime(1_000_000));
         let BeginReply::Owner { own, .. } = begin(&mut slot, clock, A, "t1") else { unreachable!() };
-        Self::with(slot, clock, own, A, true)
+        Self::with(slot, clock, own, A, prefill)
     }
 
     fn with(slot: Option<SessionState>, clock: StoreTime, own: Ownership, pod: PodId, prefill: bool) -> Self {
@@ -120,6 +124,10 @@ impl Rig {
 
     fn end(&mut self) {
         self.hear(OwnerInput::UpstreamEnd { finish_reason: "stop".into(), usage: Usage::default() });
+    }
+
+    fn break_off(&mut self, again: bool) {
+        self.hear(OwnerInput::UpstreamFailed { code: ErrorCode::UpstreamUnavailable, message: "gone".into(), again });
     }
 
     fn reply(&mut self, result: Result<Reply, Unknown>) {
@@ -199,7 +207,7 @@ fn the_next_turn_starts_with_the_end_of_the_one_before() {
     rig.answer();
     rig.saw(&["deliver turn t1", "ask", "finish done", "deliver done", "deliver turn t2", "ask"]);
     assert_eq!(rig.owner.turn().as_str(), "t2");
-    rig.hear(OwnerInput::UpstreamFailed { code: ErrorCode::UpstreamUnavailable, message: "gone".into() });
+    rig.break_off(true);
     rig.answer();
     rig.saw(&["finish failed upstream_unavailable", "deliver failed upstream_unavailable", "released Idle"]);
 }
@@ -744,4 +752,133 @@ fn an_answer_has_a_bound_on_its_entries() {
     assert_eq!(len, crate::limits::TURN_ENTRIES_MAX);
     let session = rig.slot.as_ref().unwrap();
     assert_eq!(session.state_of(&TurnId::parse("t1").unwrap()).unwrap().as_str(), "failed");
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_continued_where_the_model_can() {
+    let mut rig = Rig::new();
+    rig.say("a");
+    rig.say("b");
+    rig.events();
+    rig.break_off(true);
+    rig.saw(&["continue ab"]);
+    rig.say("c");
+    rig.end();
+    rig.answer();
+    rig.saw(&["deliver a", "append bc"]);
+    rig.answer();
+    rig.saw(&["deliver bc", "finish done"]);
+    rig.answer();
+    assert_eq!(rig.slot.unwrap().history[0].answer.as_ref(), "abc");
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_voided_and_told_anew_where_the_model_cannot_continue() {
+    let mut rig = Rig::whose_model_continues(false);
+    rig.say("a");
+    rig.answer();
+    rig.say("b");
+    rig.say("never told");
+    rig.events();
+    rig.break_off(true);
+    rig.saw(&[]);
+    // The append under way comes first: its id is taken.
+    rig.answer();
+    rig.saw(&["deliver b", "reset"]);
+    rig.answer();
+    rig.saw(&["deliver reset", "ask"]);
+    rig.say("x");
+    rig.end();
+    rig.answer();
+    rig.answer();
+    rig.saw(&["append x", "deliver x", "finish done", "deliver done", "released Idle"]);
+    assert_eq!(rig.log(), ["turn t1", "a", "b", "reset", "x", "done"]);
+    assert_eq!(rig.slot.unwrap().history[0].answer.as_ref(), "x");
+}
+
+#[test]
+fn an_append_in_doubt_is_settled_before_its_text_is_voided() {
+    for carried_out in [false, true] {
+        let mut rig = Rig::whose_model_continues(false);
+        rig.say("a");
+        rig.events();
+        rig.break_off(true);
+        if carried_out {
+            rig.carry_out();
+        }
+        rig.lose();
+        rig.saw(&["check"]);
+        rig.answer();
+        if !carried_out {
+            rig.saw(&["append a"]);
+            rig.answer();
+        }
+        rig.saw(&["deliver a", "reset"]);
+        rig.answer();
+        rig.saw(&["deliver reset", "ask"]);
+        assert_eq!(rig.log(), ["turn t1", "a", "reset"]);
+    }
+}
+
+#[test]
+fn an_answer_that_always_breaks_off_fails_in_the_end() {
+    for prefill in [true, false] {
+        let mut rig = Rig::whose_model_continues(prefill);
+        for _ in 0..ANSWER_RESUMES_MAX {
+            rig.say("a");
+            rig.answer();
+            rig.break_off(true);
+            if !prefill {
+                rig.answer();
+            }
+            assert!(rig.events().last().unwrap().contains(if prefill { "continue a" } else { "ask" }));
+        }
+        rig.say("a");
+        rig.answer();
+        rig.events();
+        rig.break_off(true);
+        rig.saw(&["finish failed upstream_unavailable"]);
+    }
+}
+
+#[test]
+fn what_is_the_requests_fault_or_has_told_nothing_or_is_over_is_not_asked_again() {
+    let mut rig = Rig::new();
+    rig.say("a");
+    rig.answer();
+    rig.events();
+    rig.break_off(false);
+    rig.saw(&["finish failed upstream_unavailable"]);
+    let mut rig = Rig::new();
+    rig.events();
+    rig.break_off(true);
+    rig.saw(&["finish failed upstream_unavailable"]);
+    // Cancelled, and left to another pod: the model is off.
+    let mut rig = Rig::new();
+    rig.say("a");
+    rig.answer();
+    rig.hear(OwnerInput::Drain(Leave::Now));
+    rig.events();
+    rig.break_off(true);
+    rig.saw(&[]);
+}
+
+#[test]
+fn a_cancel_after_the_break_ends_the_voided_turn() {
+    let mut rig = Rig::whose_model_continues(false);
+    rig.say("a");
+    rig.answer();
+    rig.events();
+    rig.break_off(true);
+    rig.saw(&["reset"]);
+    rig.answer();
+    rig.saw(&["deliver reset", "ask"]);
+    rig.say("x");
+    let cancel = Request::Cancel { turn: TurnId::parse("t1").unwrap() };
+    execute(&mut rig.slot, &cancel, rig.clock);
+    rig.hear(OwnerInput::Cancel);
+    rig.answer();
+    rig.answer();
+    rig.answer();
+    assert_eq!(rig.log(), ["turn t1", "a", "reset", "x", "cancelled"]);
 }

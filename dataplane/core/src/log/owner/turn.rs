@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Instant};
 use super::{Leave, Owner, OwnerEffect, Sent, Upstream};
 use crate::{
     error::ErrorCode,
-    limits::{ANSWER_MAX_BYTES, DELTA_MAX_BYTES, TAKEOVERS_MAX, TURN_ENTRIES_MAX, UNCOMMITTED_MAX_BYTES},
+    limits::{
+        ANSWER_MAX_BYTES, ANSWER_RESUMES_MAX, DELTA_MAX_BYTES, TAKEOVERS_MAX, TURN_ENTRIES_MAX, UNCOMMITTED_MAX_BYTES,
+    },
     log::{EntryId, EntryKind, Ownership, ReadReply, TurnBody, TurnId},
 };
 
@@ -41,6 +43,8 @@ pub(super) struct Turn {
     pub(super) committed: usize,
     /// Its entries in the log.
     pub(super) entries: u64,
+    /// How often its answer broke off here and was asked for again.
+    resumes: u32,
     /// The entry it ends with. Never changes once it is there.
     pub(super) outcome: Option<EntryKind>,
 }
@@ -58,6 +62,7 @@ impl Turn {
             text: String::new(),
             committed: 0,
             entries: 1,
+            resumes: 0,
             outcome: None,
         }
     }
@@ -124,10 +129,34 @@ impl Owner {
         } else if continues {
             self.ask(out);
         } else {
-            self.turn.text.clear();
-            self.turn.committed = 0;
-            self.turn.stage = Stage::Reset { ask: true };
+            self.void_text();
         }
+    }
+
+    /// What was told of the answer is void, which is told before the model is asked again. An append that is under way or in
+    /// doubt comes before that: its id is taken.
+    fn void_text(&mut self) {
+        self.turn.text.clear();
+        self.turn.committed = 0;
+        self.turn.stage = Stage::Reset { ask: true };
+    }
+
+    /// The model server broke its answer off: it is asked again, as a takeover would do it. Whether that is done.
+    pub(super) fn ask_again(&mut self, out: &mut Vec<OwnerEffect>) -> bool {
+        let turn = &mut self.turn;
+        // What failed before its first word was asked for elsewhere already.
+        let broke_off = self.upstream != Upstream::Off && turn.outcome.is_none() && !turn.text.is_empty();
+        if !broke_off || turn.resumes >= ANSWER_RESUMES_MAX {
+            return false;
+        }
+        turn.resumes += 1;
+        self.upstream = Upstream::Off;
+        if self.config.prefill {
+            self.ask(out);
+        } else {
+            self.void_text();
+        }
+        true
     }
 
     fn fail_for_takeovers(&mut self, out: &mut Vec<OwnerEffect>) {
