@@ -208,7 +208,7 @@ pub enum UpstreamKind {
 /// How many calls an upstream gets at once, and who waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PoolSettings {
-    /// Calls at once.
+    /// Calls at once of one endpoint.
     pub max_concurrent: usize,
     /// Turns that wait for a call.
     pub max_queued: usize,

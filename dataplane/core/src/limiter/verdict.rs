@@ -193,7 +193,7 @@ pub fn stopped(wait_us: u64) -> String {
 /// A rate in the larger unit in which it is a whole number.
 fn per_time(rule: &Rule) -> (u64, &'static str) {
     let rate = rule.limit.per_minute;
-    if rule.unit == Unit::Requests && rate % 60 == 0 { (rate / 60, "second") } else { (rate, "minute") }
+    if rule.unit == Unit::Requests && rate.is_multiple_of(60) { (rate / 60, "second") } else { (rate, "minute") }
 }
 
 #[cfg(test)]
