@@ -6,3 +6,4 @@ mod doubt;
 mod drain;
 mod support;
 mod takeover;
+mod upstreams;

@@ -1,4 +1,5 @@
-//! What a decision of the limiter costs: round trips to Redis, and Redis' time.
+//! What a decision of the limiter costs: round trips to Redis, and Redis' time. A pod that has many requests at once sends their
+//! decisions together, as one script.
 
 use chatgateway_redis_server::RedisServer;
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use crate::{
     setup::Setup,
 };
 
-/// Commands that carry a decision.
+/// Commands that carry decisions.
 const SCRIPTS: [&str; 3] = ["evalsha", "eval", "fcall"];
 
 /// What some requests cost.
@@ -28,31 +29,33 @@ struct Cost {
 }
 
 impl Cost {
-    fn decisions(&self) -> u64 {
+    fn scripts(&self) -> u64 {
         SCRIPTS.iter().filter_map(|name| self.sent.get(*name)).sum()
     }
 
-    /// Microseconds of Redis' time in a script.
+    /// Requests, each of which is one decision about all limits.
+    fn decisions(&self) -> f64 {
+        self.answers.all() as f64
+    }
+
+    /// Microseconds of Redis' time in scripts, a decision.
     fn script_us(&self) -> f64 {
-        let all = |stats: &Stats| {
-            SCRIPTS.iter().map(|name| stats.of(name)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
-        };
-        let ((calls_before, us_before), (calls, us)) = (all(&self.before), all(&self.after));
-        (us - us_before) as f64 / (calls - calls_before) as f64
+        let all = |stats: &Stats| SCRIPTS.iter().map(|name| stats.of(name).1).sum::<u64>();
+        (all(&self.after) - all(&self.before)) as f64 / self.decisions()
     }
 
     /// Microseconds of the whole process a decision, with its reads and writes.
     fn process_us(&self) -> f64 {
-        self.after.cpu.saturating_sub(self.before.cpu).as_secs_f64() * 1e6 / self.decisions() as f64
+        self.after.cpu.saturating_sub(self.before.cpu).as_secs_f64() * 1e6 / self.decisions()
     }
 
     fn round_trips(&self) -> f64 {
-        self.decisions() as f64 / self.answers.all() as f64
+        self.scripts() as f64 / self.decisions()
     }
 
     fn note(&self) -> String {
         let names: Vec<String> = self.sent.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        format!("{}; {}", names.join(", "), self.answers)
+        format!("{}; {:.1} decisions a script; {}", names.join(", "), 1.0 / self.round_trips(), self.answers)
     }
 }
 
@@ -106,6 +109,7 @@ async fn cost(setup: &Setup, limits: &Value) -> anyhow::Result<Cost> {
     let (sent, after) = (since(&sent, &relay.counts()), Stats::read(&redis)?);
     anyhow::ensure!(answers.limited == 0 && answers.others.is_empty(), "not all were admitted: {answers}");
     let cost = Cost { answers, sent, before, after };
-    anyhow::ensure!(2 * cost.decisions() > cost.answers.all(), "Redis was not asked: {}", cost.note());
+    // Heartbeats alone are not as many.
+    anyhow::ensure!(cost.round_trips() > 0.001, "Redis was not asked: {}", cost.note());
     Ok(cost)
 }

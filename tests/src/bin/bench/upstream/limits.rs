@@ -16,14 +16,14 @@ use crate::{
 const PODS: usize = 4;
 
 /// Requests a second of the shared limit, and what its bucket holds.
-const RATE: f64 = 2_000.0;
-const BURST: f64 = 4_000.0;
+const RATE: u64 = 2_000;
+const BURST: u64 = 4_000;
 
 /// Requests offered, by those of the limit.
 const OFFERED: f64 = 10.0;
 
 /// Requests a second while Redis is away: fewer, since pods are to do nothing but refuse, and the shares are what counts.
-const LOCAL_RATE: f64 = 400.0;
+const LOCAL_RATE: u64 = 400;
 
 /// From Redis' death until shares are counted: pods have noticed, and their buckets are empty.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -66,18 +66,19 @@ pub async fn shared(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     let limit = json!([{"per": "Gateway", "requestsPerSecond": RATE, "burst": BURST}]);
     let pods = pods(setup, &redis, &limit).await?;
     let length = setup.seconds(6, 30);
-    let load = Flood { connections: 64, rate: Some(RATE * OFFERED), length };
+    let load = Flood { connections: 64, rate: Some(RATE as f64 * OFFERED), length };
     let answers = flood(&addresses(&pods), load, |_| {}).await?;
-    let allowed = BURST + RATE * length.as_secs_f64();
+    let (rate, burst) = (RATE as f64, BURST as f64);
+    let allowed = burst + rate * length.as_secs_f64();
     let admitted = answers.admitted.len() as f64;
     let offered = answers.all() as f64 / length.as_secs_f64();
     let case = format!("one limit of {RATE}/s, burst {BURST}, over {PODS} pods, {} s", length.as_secs());
-    let note = format!("{answers}; {offered:.0}/s offered, {:.1} times the limit", offered / RATE);
+    let note = format!("{answers}; {offered:.0}/s offered, {:.1} times the limit", offered / rate);
     Ok(vec![
         Row::figure(format!("{case}: more than allowed"), 100.0 * (admitted / allowed - 1.0).max(0.0), "%")
             .must(Bound::AtMost(1.0))
             .note(note),
-        Row::figure(format!("{case}: most above burst + rate·t"), excess(&answers, RATE, BURST), "")
+        Row::figure(format!("{case}: most above burst + rate·t"), excess(&answers, rate, burst), "")
             .must(Bound::AtMost(0.0))
             .note("after any answer, the time being the client's: an answer is later than its decision"),
         Row::against(format!("{case}: admitted, by those allowed"), admitted, "", allowed, admitted / allowed)
@@ -98,7 +99,7 @@ pub async fn local(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     let pods = pods(setup, &redis, &limit).await?;
     let (before, after) = (setup.seconds(2, 5), setup.seconds(8, 30));
     let length = before + SETTLED + after;
-    let load = Flood { connections: 16, rate: Some(LOCAL_RATE * OFFERED), length };
+    let load = Flood { connections: 16, rate: Some(LOCAL_RATE as f64 * OFFERED), length };
     let addresses = addresses(&pods);
     let killed = async {
         tokio::time::sleep(before).await;
@@ -107,7 +108,7 @@ pub async fn local(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     };
     let (answers, ()) = tokio::try_join!(flood(&addresses, load, |_| {}), killed)?;
     let admitted = answers.admitted_in(before + SETTLED, length) as f64;
-    let allowed = LOCAL_RATE * after.as_secs_f64();
+    let allowed = LOCAL_RATE as f64 * after.as_secs_f64();
     let away = 100.0 * (admitted / allowed - 1.0).abs();
     let case = format!("{PODS} pods, Redis away, LocalShare of {LOCAL_RATE}/s, {} s", after.as_secs());
     let between = answers.admitted_in(before, before + SETTLED);
