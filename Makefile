@@ -27,6 +27,7 @@ lint: ## Check formatting and lints
 .PHONY: unit
 unit: ## Run the Rust tests: unit, golden, property, in-process and with real processes
 	@tests/install-redis.sh
+	@tests/control-plane/build.sh > /dev/null
 	$(CARGO) build --workspace --bins
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --workspace
 

@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod hub;
 pub mod leaving;
 pub mod limiter;
+mod logging;
 pub mod metrics;
 pub mod page;
 pub mod peers;

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use chatgateway_config::Settings;
 
-use crate::gateway::Gateway;
+use crate::{gateway::Gateway, logging};
 
 /// How often the file is read.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -58,8 +58,12 @@ fn apply(gateway: &Gateway, text: &str) -> ReloadState {
     if !needs_restart.is_empty() {
         tracing::warn!(?needs_restart, "these settings wait for a restart");
     }
+    let level = settings.log.level;
     match gateway.apply(settings) {
-        Ok(()) => ReloadState { error: None, needs_restart },
+        Ok(()) => {
+            logging::set_level(level);
+            ReloadState { error: None, needs_restart }
+        }
         Err(error) => ReloadState { error: Some(format!("{error:#}")), needs_restart },
     }
 }

@@ -15,7 +15,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::{admin, clock, gateway::Gateway, peers, reload, server};
+use crate::{admin, clock, gateway::Gateway, logging, peers, reload, server};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -79,7 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         None => (Settings::default(), String::new()),
     };
-    init_logs(&settings)?;
+    logging::init(&settings)?;
     let mut builder = if settings.worker_threads() == 1 {
         tokio::runtime::Builder::new_current_thread()
     } else {
@@ -158,15 +158,4 @@ async fn drain_on_signal(gateway: Arc<Gateway>) {
         }
         gateway.start_drain();
     }
-}
-
-fn init_logs(settings: &Settings) -> anyhow::Result<()> {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(settings.log.level.as_str()).context("log.level")?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let set = match settings.log.format {
-        chatgateway_config::LogFormat::Json => builder.json().try_init(),
-        chatgateway_config::LogFormat::Text => builder.try_init(),
-    };
-    set.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))
 }

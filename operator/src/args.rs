@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::plan::Change;
 use crate::plan::objects::{self, Observed, Release};
 use crate::validate::{Validated, validate};
-use crate::{manifest, standalone, standalone::tied};
+use crate::{controller, manifest, standalone, standalone::tied};
 
 const AFTER_HELP: &str = "\
 Start here:
@@ -31,6 +31,8 @@ pub struct Cli {
 enum Command {
     /// Run a ChatGateway on this machine, and follow the edits of its file
     Standalone(standalone::Args),
+    /// Look after the ChatGateways of a cluster
+    Run(controller::Args),
     /// Check a ChatGateway and print what would be run
     Plan(PlanArgs),
     /// Print the CustomResourceDefinition
@@ -62,6 +64,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Standalone(args) => standalone::run(args),
+            Command::Run(args) => controller::run(args),
             Command::Plan(args) => print(&plan(&args)?),
             Command::Crds => print(&crds()?),
             Command::Tied(args) => tied::run(args),

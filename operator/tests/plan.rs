@@ -139,7 +139,8 @@ fn edits_reload_roll_or_do_nothing() {
         ("", "  drain: {timeout: 60s}\n", "no change "),
         ("", "  drain: {timeout: 90s}\n", "rolls: every process is replaced and drained, since spec.drain changed"),
         ("", "  paused: true\n", "no change "),
-        ("", "  log: {level: debug}\n", "rolls: every process is replaced and drained, since spec.log changed"),
+        ("", "  log: {level: debug}\n", "reloads: "),
+        ("", "  log: {format: json}\n", "rolls: every process is replaced and drained, since spec.log.format changed"),
         (
             "",
             "  limits: {maxMessageBytes: 2048}\n",

@@ -524,7 +524,7 @@ fn cold(settings: &Settings) -> [(&'static str, Value); 6] {
         // The gRPC codec is built with it.
         ("limits.maxMessageBytes", json(&settings.limits.max_message_bytes)),
         ("sessions.store", json(&settings.sessions.store)),
-        ("log", json(&settings.log)),
+        ("log.format", json(&settings.log.format)),
     ]
 }
 

@@ -305,7 +305,10 @@ fn what_a_running_process_cannot_take_over() {
     );
     assert_eq!(needs_restart(&old, &hot), Vec::<&str>::new());
     let cold = parsed(
-        "gateway: {name: b}\nlisteners: {httpPort: 8888}\nworkers: 1\nlog: {level: debug}\nlimits: {maxMessageBytes: 2048}\n",
+        "gateway: {name: b}\nlisteners: {httpPort: 8888}\nworkers: 1\nlog: {format: json}\nlimits: {maxMessageBytes: 2048}\n",
     );
-    assert_eq!(needs_restart(&old, &cold), ["gateway.name", "listeners", "workers", "limits.maxMessageBytes", "log"]);
+    assert_eq!(
+        needs_restart(&old, &cold),
+        ["gateway.name", "listeners", "workers", "limits.maxMessageBytes", "log.format"]
+    );
 }

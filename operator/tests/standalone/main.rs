@@ -23,7 +23,7 @@ spec:
     - name: demo
       type: Demo
       demo: {tokenDelay: 1ms}
-  log: {level: info}
+  log: {format: text}
   drain: {acceptFloor: 0s, reconnectSpread: 0s, timeout: 20s}
 ";
 
@@ -53,8 +53,11 @@ fn an_edit_is_reloaded_a_typo_is_named_and_a_cold_edit_replaces_the_process() {
     runner.edit("tokenDely: 2ms", "tokenDelay: 2ms");
     runner.line("has changed, but nothing that it asks for");
 
-    runner.edit("level: info", "level: warn");
-    runner.line("replacing the processes: log cannot change while they run");
+    runner.edit("log: {format: text}", "log: {format: text, level: debug}");
+    runner.line("reloaded test-1: configuration ");
+
+    runner.edit("format: text", "format: json");
+    runner.line("replacing the processes: log.format cannot change while they run");
     runner.line("test-2 takes clients; test-1 drains");
     runner.line("test-1 has drained and gone after");
     assert_eq!(turn(&http, "s", "3").0, 200, "on the same port");

@@ -38,12 +38,12 @@ fn each_process_answers_on_a_port_of_its_own_and_takes_an_edit() {
 fn processes_are_replaced_one_by_one_each_after_the_one_before_has_gone() {
     let runner = start();
     runner.ready();
-    runner.edit("level: info", "level: warn");
+    runner.edit("format: text", "format: json");
     runner.line("gateway.yaml is applied");
     in_order(
         &runner,
         &[
-            "replacing the processes: log cannot change while they run",
+            "replacing the processes: log.format cannot change while they run",
             "started test-4",
             "test-4 takes clients; test-1 drains, 20 s at most",
             "test-1 has drained and gone after",

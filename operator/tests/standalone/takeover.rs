@@ -94,7 +94,7 @@ fn an_answer_survives_that_every_process_is_replaced() {
     let runner = start();
     let asking = ask(&runner, "s");
     writer(&runner);
-    runner.edit("level: info", "level: warn");
+    runner.edit("format: text", "format: json");
     runner.line("gateway.yaml is applied");
     runner.line("test-3 has drained and gone after");
     let answer = asking.join().expect("an answer");

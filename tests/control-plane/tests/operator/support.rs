@@ -1,0 +1,191 @@
+//! A control plane with an operator, and what scenarios ask of it.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use chatgateway_api::ChatGateway;
+use chatgateway_control_plane::{ControlPlane, Process};
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// How long anything may take to become true.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// Pause between two looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The control plane, with the definition installed and one operator.
+pub struct Ground {
+    pub plane: Arc<ControlPlane>,
+    pub client: Client,
+    operator: Process,
+    dir: TempDir,
+}
+
+impl Ground {
+    pub async fn start() -> anyhow::Result<Self> {
+        let plane = Arc::new(tokio::task::spawn_blocking(ControlPlane::start).await??);
+        let client = plane.client().await?;
+        let dir = tempfile::tempdir()?;
+        // The operator comes first: it waits for the definition.
+        let operator = operator(&plane, &dir, "127.0.0.1:0")?;
+        let crd = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/chatgateways.yaml");
+        if plane.is_own() {
+            let misses = || async { operator.log().contains("is the definition installed") };
+            until("the operator misses the definition", misses).await?;
+        }
+        plane.kubectl(&["apply", "-f", crd])?;
+        until("the operator acts", || async { operator.log().contains("this operator acts") }).await?;
+        Ok(Self { plane, client, operator, dir })
+    }
+
+    /// A namespace for a scenario.
+    pub async fn namespace(&self, name: &str) -> anyhow::Result<Namespace> {
+        let namespaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(self.client.clone());
+        let object = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+        namespaces.create(&PostParams::default(), &object).await?;
+        Ok(Namespace { name: name.to_owned(), client: self.client.clone(), plane: self.plane.clone() })
+    }
+
+    /// One more operator.
+    pub fn another(&self) -> anyhow::Result<Process> {
+        operator(&self.plane, &self.dir, "127.0.0.1:0")
+    }
+
+    pub fn operator(&self) -> &Process {
+        &self.operator
+    }
+
+    pub fn last_words(&self) -> String {
+        self.operator.last_words()
+    }
+
+    /// A figure of the operator's.
+    pub fn writes(&self) -> anyhow::Result<u64> {
+        let log = self.operator.log();
+        let address = log.lines().find_map(|line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            Some(line["fields"]["address"].as_str()?.to_owned())
+        });
+        let url = format!("http://{}/metrics", address.context("the operator says where it listens")?);
+        let output = std::process::Command::new("curl").args(["-sf", &url]).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let counts = text.lines().filter(|line| line.starts_with("chatgateway_operator_writes_total"));
+        Ok(counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum())
+    }
+}
+
+fn operator(plane: &ControlPlane, dir: &TempDir, listen: &str) -> anyhow::Result<Process> {
+    let args = ["run", "--listen", listen, "--lease-namespace", "default"].map(str::to_owned);
+    let env = [("KUBECONFIG", plane.kubeconfig()), ("RUST_LOG", std::path::Path::new("info"))];
+    Process::start_with(&program()?, &args, dir.path(), &env)
+}
+
+/// The operator's program beside this one.
+fn program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let beside =
+        own.ancestors().skip(1).take(2).map(|dir| dir.join("chatgateway-operator")).find(|path| path.is_file());
+    beside.context("no chatgateway-operator beside the tests: build it first (cargo build -p chatgateway-operator)")
+}
+
+/// Waits until something is so.
+pub async fn until<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) -> anyhow::Result<()> {
+    let deadline = Instant::now() + WAIT;
+    while !is_so().await {
+        anyhow::ensure!(Instant::now() < deadline, "not within {} s: {what}", WAIT.as_secs());
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
+}
+
+/// A scenario's own namespace.
+#[derive(Clone)]
+pub struct Namespace {
+    pub name: String,
+    pub client: Client,
+    pub plane: Arc<ControlPlane>,
+}
+
+impl Namespace {
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// Makes a gateway, or changes it, as its author would.
+    pub async fn apply(&self, name: &str, spec: Value) -> anyhow::Result<ChatGateway> {
+        let gateway = json!({
+            "apiVersion": "chatgateway.dev/v1alpha1", "kind": "ChatGateway", "metadata": {"name": name}, "spec": spec,
+        });
+        let params = PatchParams::apply("author").force();
+        Ok(self.api::<ChatGateway>().patch(name, &params, &Patch::Apply(&gateway)).await?)
+    }
+
+    pub async fn delete(&self, name: &str) -> anyhow::Result<()> {
+        self.api::<ChatGateway>().delete(name, &DeleteParams::background()).await?;
+        Ok(())
+    }
+
+    /// An object as JSON; null where it is not there.
+    pub async fn get<K>(&self, name: &str) -> Value
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + Debug
+            + serde::Serialize,
+    {
+        match self.api::<K>().get_opt(name).await {
+            Ok(Some(object)) => serde_json::to_value(object).unwrap_or_default(),
+            _ => Value::Null,
+        }
+    }
+
+    /// Waits until an object is as it should be.
+    pub async fn see<K>(&self, what: &str, name: &str, is_so: impl Fn(&Value) -> bool) -> anyhow::Result<Value>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + Debug
+            + serde::Serialize,
+    {
+        let last = std::sync::Mutex::new(Value::Null);
+        let waited = until(what, || async {
+            let object = self.get::<K>(name).await;
+            let good = is_so(&object);
+            if let Ok(mut last) = last.lock() {
+                *last = object;
+            }
+            good
+        });
+        let waited = waited.await;
+        let last = last.into_inner().unwrap_or_default();
+        waited.with_context(|| format!("it is {last}"))?;
+        Ok(last)
+    }
+
+    /// Waits until a condition of a gateway has a status and a reason. Its message.
+    pub async fn condition(&self, name: &str, kind: &str, status: &str, reason: &str) -> anyhow::Result<String> {
+        let of = |gateway: &Value| {
+            let conditions = gateway["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let current = gateway["status"]["observedGeneration"] == gateway["metadata"]["generation"];
+            conditions
+                .into_iter()
+                .find(|c| current && c["type"] == kind && c["status"] == status && c["reason"] == reason)
+        };
+        let what = format!("{kind} is {status} {reason}");
+        let gateway = self.see::<ChatGateway>(&what, name, |gateway| of(gateway).is_some()).await?;
+        Ok(of(&gateway).and_then(|c| c["message"].as_str().map(str::to_owned)).unwrap_or_default())
+    }
+}
