@@ -228,9 +228,20 @@ impl<S: Clone + Eq + Hash, G: Clone + Eq + Hash> Batcher<S, G> {
         let waiting = self.gather.len();
         let full = waiting >= self.limits.max_queued.max(self.policy.max_size());
         if full || waiting > self.policy.max_size() && self.wait() > self.limits.timeout {
-            return Err(self.wait().clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
+            return Err(self.retry_after());
         }
         Ok(())
+    }
+
+    /// When those who wait now will have been served, as clients are told.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        self.wait().clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX)
+    }
+
+    /// So many calls may run at once from now on.
+    pub fn places(&mut self, places: usize) {
+        self.limits.max_concurrent = places.max(1);
     }
 
     /// A waiting ask is given up; whether it still waited.
@@ -262,8 +273,15 @@ impl<S: Clone + Eq + Hash, G: Clone + Eq + Hash> Batcher<S, G> {
         self.gather.next_session()
     }
 
-    /// A place is there: what goes over it.
-    pub fn take(&mut self, now: Instant) -> Take<G> {
+    /// There is no place: takes out the ask whose turn it is, to be told so.
+    pub fn refuse(&mut self) -> Option<AskId> {
+        let leader = self.gather.leader(|_| true)?.ask;
+        self.gather.remove(leader);
+        Some(leader)
+    }
+
+    /// A place is there, and so many more are free: what goes over it.
+    pub fn take(&mut self, free: usize, now: Instant) -> Take<G> {
         let alone = self.alone(now);
         let leader = match self.policy {
             BatchPolicy::Fixed { max_size, max_delay } if !alone => {
@@ -281,7 +299,10 @@ impl<S: Clone + Eq + Hash, G: Clone + Eq + Hash> Batcher<S, G> {
                 if let Some(until) = self.hold(leader.group_len, now) {
                     return Take::Hold(until);
                 }
-                self.target.cap()
+                // Where each may have a place of its own, none waits for the others' tokens.
+                let room = self.room().saturating_sub(self.calls.len()).min(free + 1).max(1);
+                let share = if self.is_busy() { leader.group_len } else { leader.group_len.div_ceil(room) };
+                self.target.cap().min(share)
             }
             policy => policy.max_size(),
         };

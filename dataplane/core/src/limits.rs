@@ -472,6 +472,12 @@ pub const BATCH_BUSY: f64 = 0.6;
 /// How long a model server that takes no batches is asked one by one before it is tried again: it may have been replaced.
 pub const BATCH_ALONE: Duration = Duration::from_secs(60);
 
+/// Batches in a row that a model server refuses before it counts as one that takes none: one bad prompt refuses one.
+pub const BATCH_REFUSALS_MAX: u32 = 3;
+
+/// A model server's answer to a batch that comes in one piece: some of the largest answers, every character escaped.
+pub const BATCH_JSON_MAX_BYTES: usize = 32 * 1024 * 1024;
+
 /// Numbers of calls at once that are told apart when a model server's useful concurrency is measured; more count as this many.
 pub const ROOM_LEVELS_MAX: usize = 128;
 

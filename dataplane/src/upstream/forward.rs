@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use super::{
     Kind, Upstreams,
     attempts::Attempts,
+    batch::{Batching, Boarded, Lone, Piece, Recipe, Rider},
     failure::{Failure, excerpt},
     pool::Place,
     reading::Timer,
@@ -93,7 +94,11 @@ impl Upstreams {
         let mut failed = None;
         for upstream in self.candidates(request.model.as_deref())? {
             let Kind::OpenAi { server, .. } = &upstream.kind else { continue };
-            match open_at(server, &call).await {
+            let shared = match request.path {
+                ForwardPath::Completions => upstream.shares().and_then(|b| Some((b, Recipe::pass(&call)?))),
+                ForwardPath::ChatCompletions => None,
+            };
+            match open_at(server, &call, shared).await {
                 Ok(response) => return Ok(response),
                 Err(failure) => {
                     server.counters.failures.fetch_add(1, Relaxed);
@@ -111,10 +116,24 @@ impl Upstreams {
 }
 
 /// Passes a call to one upstream, and to its endpoints again as long as that makes sense.
-async fn open_at(server: &Arc<Server>, call: &Call) -> Result<Response<ForwardBody>, Failure> {
+async fn open_at(
+    server: &Arc<Server>,
+    call: &Call,
+    mut shared: Option<(&Arc<Batching>, (Recipe, String))>,
+) -> Result<Response<ForwardBody>, Failure> {
     let mut attempts = Attempts::new(server);
     loop {
-        match open(server, call, attempts.tried()).await {
+        let opened = match shared.take() {
+            // A call that is made again is made alone.
+            Some((batching, (recipe, prompt))) => match batching.board(&call.who, recipe, prompt, false).await {
+                Ok(Boarded::Rides(rider, first)) => Ok(ForwardBody::shared(server, rider, first)),
+                Ok(Boarded::Alone(Some(with))) => open(server, call, with.0, Some(with.1)).await,
+                Ok(Boarded::Alone(None)) => open_elsewhere(server, call, &[]).await,
+                Err(failure) => Err(failure),
+            },
+            None => open_elsewhere(server, call, attempts.tried()).await,
+        };
+        match opened {
             Ok(response) => {
                 attempts.answered();
                 return Ok(response);
@@ -124,11 +143,24 @@ async fn open_at(server: &Arc<Server>, call: &Call) -> Result<Response<ForwardBo
     }
 }
 
-async fn open(server: &Arc<Server>, call: &Call, tried: &[EndpointId]) -> Result<Response<ForwardBody>, Failure> {
+async fn open_elsewhere(
+    server: &Arc<Server>,
+    call: &Call,
+    tried: &[EndpointId],
+) -> Result<Response<ForwardBody>, Failure> {
     let place = server.place_elsewhere(&call.who, tried).await?;
+    open(server, call, place, None).await
+}
+
+async fn open(
+    server: &Arc<Server>,
+    call: &Call,
+    place: Place,
+    mut lone: Option<Lone>,
+) -> Result<Response<ForwardBody>, Failure> {
     let Opened { place, response, deadlines } = server.send(place, call).await?;
     let (mut head, body) = response.into_parts();
-    let mut body = ForwardBody {
+    let mut body = Passing {
         server: server.clone(),
         held: None,
         open: Some((body, place)),
@@ -139,16 +171,21 @@ async fn open(server: &Arc<Server>, call: &Call, tried: &[EndpointId]) -> Result
         // What the client did wrong says nothing about the model server.
         judged: head.status.is_success(),
         waiting_since: None,
+        _lone: None,
     };
     let first = std::future::poll_fn(|cx| body.poll_piece(cx)).await;
     body.held = first.transpose()?;
+    if let Some(lone) = lone.as_mut().filter(|_| head.status.is_success()) {
+        lone.begun();
+    }
+    body._lone = lone;
     let headers = std::mem::take(&mut head.headers);
     for name in RESPONSE_HEADERS {
         if let Some(value) = headers.get(&name) {
             head.headers.insert(name, value.clone());
         }
     }
-    let mut response = Response::new(body);
+    let mut response = Response::new(ForwardBody { from: Source::Server(Box::new(body)) });
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
     Ok(response)
@@ -156,6 +193,29 @@ async fn open(server: &Arc<Server>, call: &Call, tried: &[EndpointId]) -> Result
 
 /// The body of an answer that passes through. Dropping it cancels the call.
 pub struct ForwardBody {
+    from: Source,
+}
+
+enum Source {
+    Server(Box<Passing>),
+    Batch { server: Arc<Server>, rider: Rider, held: Option<Piece>, over: bool },
+}
+
+impl ForwardBody {
+    /// An answer that came with others', and its beginning.
+    fn shared(server: &Arc<Server>, rider: Rider, first: Piece) -> Response<Self> {
+        let content_type = rider.content_type();
+        let from = Source::Batch { server: server.clone(), rider, held: Some(first), over: false };
+        let mut response = Response::new(Self { from });
+        if let Some(content_type) = content_type {
+            response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        }
+        response
+    }
+}
+
+/// An answer that is read from its server.
+struct Passing {
     server: Arc<Server>,
     /// A piece that was read to see that there is an answer.
     held: Option<Frame<Bytes>>,
@@ -169,9 +229,10 @@ pub struct ForwardBody {
     judged: bool,
     /// Since when nothing came although it was asked for.
     waiting_since: Option<Instant>,
+    _lone: Option<Lone>,
 }
 
-impl ForwardBody {
+impl Passing {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let Some((body, place)) = &mut self.open else { return Poll::Ready(None) };
         let piece = match Pin::new(&mut *body).poll_frame(cx) {
@@ -227,26 +288,49 @@ impl Body for ForwardBody {
     type Error = Refusal;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
-        if let Some(piece) = self.held.take() {
-            return Poll::Ready(Some(Ok(piece)));
-        }
-        self.poll_piece(cx).map(|piece| {
-            piece.map(|piece| {
-                piece.map_err(|failure| {
-                    self.server.counters.failures.fetch_add(1, Relaxed);
-                    failure.into()
-                })
+        let (server, piece) = match &mut self.from {
+            Source::Server(passing) => {
+                if let Some(piece) = passing.held.take() {
+                    return Poll::Ready(Some(Ok(piece)));
+                }
+                let piece = std::task::ready!(passing.poll_piece(cx));
+                (&passing.server, piece)
+            }
+            Source::Batch { server, rider, held, over } => {
+                let piece = match held.take() {
+                    Some(piece) => Some(piece),
+                    None => std::task::ready!(rider.poll(cx)),
+                };
+                let piece = match piece {
+                    Some(Piece::Bytes(bytes)) => Some(Ok(Frame::data(bytes))),
+                    Some(Piece::Failed(failure)) => Some(Err(failure)),
+                    _ => None,
+                };
+                *over = !matches!(piece, Some(Ok(_)));
+                (&*server, piece)
+            }
+        };
+        Poll::Ready(piece.map(|piece| {
+            piece.map_err(|failure| {
+                server.counters.failures.fetch_add(1, Relaxed);
+                failure.into()
             })
-        })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.is_none() && self.open.as_ref().is_none_or(|(body, _)| body.is_end_stream())
+        match &self.from {
+            Source::Server(passing) => {
+                passing.held.is_none() && passing.open.as_ref().is_none_or(|(body, _)| body.is_end_stream())
+            }
+            Source::Batch { over, .. } => *over,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let held = self.held.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
-        let rest = self.open.as_ref().map_or_else(|| SizeHint::with_exact(0), |(body, _)| body.size_hint());
+        let Source::Server(passing) = &self.from else { return SizeHint::default() };
+        let held = passing.held.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        let rest = passing.open.as_ref().map_or_else(|| SizeHint::with_exact(0), |(body, _)| body.size_hint());
         rest.exact().map_or_else(SizeHint::default, |rest| SizeHint::with_exact(held + rest))
     }
 }

@@ -10,7 +10,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use super::{EndpointStatus, UpstreamStatus, Upstreams};
+use super::{BatchingStatus, EndpointStatus, UpstreamStatus, Upstreams};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct UpstreamLabel {
@@ -51,6 +51,22 @@ const COUNTERS: [(&str, &str, Value<UpstreamStatus>); 11] = [
 const GAUGES: [(&str, &str, Value<UpstreamStatus>); 2] =
     [("in_flight", "Calls under way", |s| s.in_flight), ("waiting", "Turns that wait for a call", |s| s.waiting)];
 
+/// What is counted of an upstream's batches.
+const BATCH_COUNTERS: [(&str, &str, Value<BatchingStatus>); 4] = [
+    ("calls", "Calls sent that turns may share", |s| s.calls),
+    ("turns", "Turns sent with them", |s| s.turns),
+    ("split_alone", "Batches that were refused, and whose turns were asked one by one", |s| s.split_alone),
+    ("left", "Turns given up before they were sent", |s| s.left),
+];
+
+/// What goes up and down of them.
+const BATCH_GAUGES: [(&str, &str, Value<BatchingStatus>); 4] = [
+    ("waiting", "Turns that wait to be sent", |s| s.waiting),
+    ("last_size", "Turns of the last call", |s| s.last_size),
+    ("max_size", "Turns of one call at most, at present", |s| s.max_size),
+    ("window_milliseconds", "How long turns are held back at most to fill a call, at present", |s| s.window_ms as u64),
+];
+
 /// The states of a breaker.
 const STATES: [&str; 3] = ["closed", "open", "half_open"];
 
@@ -81,9 +97,30 @@ impl Collector for OfUpstreams {
                 ConstGauge::new(signed(value(status))).encode(family.encode_family(&label(status))?)?;
             }
         }
+        batch_metrics(&mut encoder, &status)?;
         let endpoints: Vec<_> = status.iter().flat_map(|s| s.endpoints.iter().map(|e| (s.name.as_str(), e))).collect();
         endpoint_metrics(&mut encoder, &endpoints)
     }
+}
+
+fn batch_metrics(encoder: &mut DescriptorEncoder<'_>, status: &[UpstreamStatus]) -> Result<(), fmt::Error> {
+    let batching: Vec<_> = status.iter().filter_map(|s| Some((&s.name, s.batching.as_ref()?))).collect();
+    let label = |name: &str| UpstreamLabel { upstream: name.to_owned() };
+    for (name, help, value) in BATCH_COUNTERS {
+        let name = format!("upstream_batch_{name}");
+        let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+        for (upstream, batching) in &batching {
+            ConstCounter::new(value(batching)).encode(family.encode_family(&label(upstream))?)?;
+        }
+    }
+    for (name, help, value) in BATCH_GAUGES {
+        let name = format!("upstream_batch_{name}");
+        let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
+        for (upstream, batching) in &batching {
+            ConstGauge::new(signed(value(batching))).encode(family.encode_family(&label(upstream))?)?;
+        }
+    }
+    Ok(())
 }
 
 fn endpoint_metrics(

@@ -4,6 +4,7 @@
 //! drops it cancels the call. A stream has no task and no channel of its own.
 
 mod attempts;
+mod batch;
 mod connect;
 mod demo;
 mod endpoints;
@@ -14,6 +15,7 @@ mod metrics;
 mod models;
 mod openai;
 mod pool;
+mod prompt;
 mod reading;
 mod server;
 mod simple;
@@ -31,7 +33,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use chatgateway_config::{Settings, UpstreamKind, UpstreamSettings};
+use chatgateway_config::{BatchingSettings, PromptFormat, Settings, UpstreamKind, UpstreamSettings};
 use chatgateway_core::{
     error::{ErrorCode, Refusal},
     limits::RETRY_WAIT_MAX,
@@ -39,7 +41,16 @@ use chatgateway_core::{
 };
 use futures_util::future::BoxFuture;
 
+pub use self::{
+    batch::BatchingStatus,
+    forward::{Forward, ForwardBody, ForwardPath},
+    metrics::OfUpstreams,
+    models::{OfferedModel, Route},
+    pool::Pass,
+    status::{Counters, EndpointStatus, UpstreamStatus},
+};
 use self::{
+    batch::{Batching, Piece, Rider},
     demo::DemoStream,
     endpoints::{Resolve, SystemResolver},
     failure::Failure,
@@ -49,14 +60,6 @@ use self::{
     server::{Planned, Server},
     status::Gauge,
 };
-pub use self::{
-    forward::{Forward, ForwardBody, ForwardPath},
-    metrics::OfUpstreams,
-    models::{OfferedModel, Route},
-    pool::Pass,
-    status::{Counters, EndpointStatus, UpstreamStatus},
-};
-
 /// What a model is asked.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -104,12 +107,14 @@ struct Upstream {
     settings: UpstreamSettings,
     counters: Arc<Counters>,
     kind: Kind,
+    /// Where calls may be shared. It stays when batching is off, for those who still wait.
+    batching: Option<Arc<Batching>>,
 }
 
 /// What it speaks, and through what it is reached.
 enum Kind {
     Demo { token_delay: Duration, answer_bytes: Option<usize> },
-    OpenAi { server: Arc<Server>, model: Arc<str>, prefill: bool },
+    OpenAi { server: Arc<Server>, model: Arc<str>, prefill: bool, prompt_format: Option<PromptFormat> },
     Simple { server: Arc<Server>, max_tokens: u32 },
 }
 
@@ -213,7 +218,7 @@ impl Upstreams {
         let mut soonest: Option<Failure> = None;
         for upstream in &candidates {
             let Some(server) = upstream.server() else { return Ok(None) };
-            match server.door(who) {
+            match upstream.shares().map_or(Ok(()), |batching| batching.door()).and_then(|()| server.door(who)) {
                 Ok(pass) => return Ok(Some(pass)),
                 Err(failure) => {
                     if soonest.as_ref().is_none_or(|held| failure.retry_after_ms < held.retry_after_ms) {
@@ -235,7 +240,8 @@ impl Upstreams {
                 Kind::Demo { .. } => ("demo", None),
             };
             let endpoints = upstream.server().map(|server| server.endpoints()).unwrap_or_default();
-            UpstreamStatus { endpoints, ..upstream.counters.status(&upstream.settings.name, kind, model) }
+            let batching = upstream.shares().map(|batching| batching.status());
+            UpstreamStatus { endpoints, batching, ..upstream.counters.status(&upstream.settings.name, kind, model) }
         };
         self.list.iter().map(status).collect()
     }
@@ -251,7 +257,7 @@ impl fmt::Debug for Upstreams {
 enum PlannedUpstream {
     Same(Arc<Upstream>),
     Demo(UpstreamSettings, Kind),
-    Server(UpstreamSettings, Box<Planned>),
+    Server(UpstreamSettings, Box<Planned>, Option<Arc<Batching>>),
 }
 
 impl PlannedUpstream {
@@ -270,32 +276,35 @@ impl PlannedUpstream {
             }
             UpstreamKind::Simple { url, .. } => (url, None),
         };
+        let batching = before.and_then(|upstream| upstream.batching.clone());
         let before = before.and_then(|upstream| upstream.server()).map(|server| &**server);
         let planned = Planned::new(settings, url, key, before, resolver)
             .with_context(|| format!("upstream {} cannot be set up", settings.name))?;
-        Ok(Self::Server(settings.clone(), Box::new(planned)))
+        Ok(Self::Server(settings.clone(), Box::new(planned), batching))
     }
 
     fn apply(self) -> Arc<Upstream> {
-        let (settings, counters, kind) = match self {
+        let (settings, counters, kind, batching) = match self {
             Self::Same(upstream) => return upstream,
-            Self::Demo(settings, kind) => (settings, Arc::default(), kind),
-            Self::Server(settings, planned) => {
+            Self::Demo(settings, kind) => (settings, Arc::default(), kind, None),
+            Self::Server(settings, planned, before) => {
                 let server = Arc::new(planned.apply());
                 let counters = server.counters.clone();
+                let batching = Batching::renewed(before, &settings, &server);
                 let kind = match &settings.kind {
                     UpstreamKind::Simple { max_tokens, .. } => Kind::Simple { server, max_tokens: *max_tokens },
-                    UpstreamKind::OpenAi { model, prefill, .. } => {
-                        Kind::OpenAi { server, model: model.as_str().into(), prefill: *prefill }
+                    UpstreamKind::OpenAi { model, prefill, prompt_format, .. } => {
+                        let (model, prefill, prompt_format) = (model.as_str().into(), *prefill, *prompt_format);
+                        Kind::OpenAi { server, model, prefill, prompt_format }
                     }
                     UpstreamKind::Demo { token_delay, answer_bytes } => {
                         Kind::Demo { token_delay: *token_delay, answer_bytes: *answer_bytes }
                     }
                 };
-                (settings, counters, kind)
+                (settings, counters, kind, Some(batching))
             }
         };
-        Arc::new(Upstream { settings, counters, kind })
+        Arc::new(Upstream { settings, counters, kind, batching })
     }
 }
 
@@ -305,6 +314,11 @@ impl Upstream {
             Kind::OpenAi { server, .. } | Kind::Simple { server, .. } => Some(server),
             Kind::Demo { .. } => None,
         }
+    }
+
+    /// Its batches, where calls are shared at present.
+    fn shares(&self) -> Option<&Arc<Batching>> {
+        self.batching.as_ref().filter(|_| self.settings.batching != BatchingSettings::Off)
     }
 
     fn prefill(&self) -> bool {
@@ -337,6 +351,7 @@ enum State {
     /// Up to the first word: one upstream after the other, until one answers.
     Starting(BoxFuture<'static, Result<Started, Failure>>),
     Reading(Box<Reading>),
+    Batched(Arc<Server>, Rider),
     Failed(Box<Failure>),
     Over,
 }
@@ -347,6 +362,8 @@ enum Started {
     Demo(DemoStream),
     /// With what came first.
     Reading(Box<Reading>, UpstreamEvent),
+    /// As part of a batch.
+    Batched(Arc<Server>, Rider, UpstreamEvent),
 }
 
 impl UpstreamStream {
@@ -405,8 +422,20 @@ impl UpstreamStream {
                         self.state = State::Reading(reading);
                         return Poll::Ready(Some(first));
                     }
+                    Ok(Started::Batched(server, rider, first)) => {
+                        self.state = State::Batched(server, rider);
+                        return Poll::Ready(Some(first));
+                    }
                     Err(failure) => self.state = State::Failed(Box::new(failure)),
                 },
+                State::Batched(server, rider) => {
+                    let piece = std::task::ready!(rider.poll(cx));
+                    if let Some(Piece::Failed(failure)) = &piece {
+                        server.counters.failures.fetch_add(1, Relaxed);
+                        self.broke_off = failure.is_worth_another().then(|| server.clone());
+                    }
+                    return Poll::Ready(piece.map(UpstreamEvent::from));
+                }
                 State::Failed(failure) => return Poll::Ready(Some((**failure).clone().into())),
                 State::Over => return Poll::Ready(None),
             }

@@ -1,5 +1,7 @@
 //! OpenAI's chat completions: the request made from a session, and the answer's chunks.
 
+mod completions;
+
 use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData, sync::Arc};
 
 use chatgateway_core::{limits::UPSTREAM_LINE_MAX_BYTES, log::Usage, sse::SseParser};
@@ -9,6 +11,7 @@ use serde::{
 };
 use serde_json::{Value, value::RawValue};
 
+pub(super) use self::completions::Completion;
 use super::{
     Ask,
     failure::{Failure, excerpt},
@@ -23,7 +26,7 @@ pub(super) struct Extra<'a> {
     #[serde(borrow, default)]
     pub(super) model: Option<Str<'a>>,
     #[serde(borrow, default)]
-    messages: Option<Vec<&'a RawValue>>,
+    pub(super) messages: Option<Vec<&'a RawValue>>,
     #[serde(borrow, default)]
     options: Option<BTreeMap<Str<'a>, &'a RawValue>>,
 }
@@ -115,7 +118,7 @@ struct Chunk<'a> {
 
 /// Token counts as servers send them: some leave the sum out, or what they did not count.
 #[derive(Deserialize)]
-struct Counted {
+pub(super) struct Counted {
     #[serde(default)]
     prompt_tokens: Option<u64>,
     #[serde(default)]
@@ -139,6 +142,9 @@ struct Choice<'a> {
     delta: Option<Said<'a>>,
     #[serde(borrow, default)]
     message: Option<Said<'a>>,
+    /// A text completion's.
+    #[serde(borrow, default)]
+    text: Option<Str<'a>>,
     #[serde(borrow, default)]
     finish_reason: Option<Str<'a>>,
 }
@@ -193,6 +199,8 @@ pub(super) struct Told {
     pub(super) usage: Usage,
     /// The end mark has come.
     pub(super) done: bool,
+    /// Spaces at the beginning of a text completion are not the answer's.
+    pub(super) trim: bool,
 }
 
 impl Told {
@@ -213,6 +221,10 @@ impl Told {
                 self.text.push_str(&part.0);
             }
         }
+        if let Some(text) = choice.text {
+            self.text.push_str(if self.trim { text.0.trim_start_matches(' ') } else { &text.0 });
+        }
+        self.trim &= self.text.is_empty();
         if let Some(reason) = choice.finish_reason.filter(|reason| !reason.0.is_empty()) {
             self.finish_reason = Some(if reason.0 == "stop" { super::stop() } else { excerpt(&reason.0).into() });
         }

@@ -85,6 +85,17 @@ impl Pool {
         self.inner.lock().pool.has_other(than)
     }
 
+    /// Calls at once that there are places for.
+    pub(super) fn places(&self) -> usize {
+        let inner = self.inner.lock();
+        inner.pool.running() + inner.pool.room()
+    }
+
+    /// Those of them that nobody has.
+    pub(super) fn free_places(&self) -> usize {
+        self.inner.lock().pool.room()
+    }
+
     /// Asks for a place.
     pub(super) fn ask(self: &Arc<Self>, who: &Arc<str>, avoid: &[EndpointId]) -> Entrance {
         let mut inner = self.inner.lock();

@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 
 use super::{
     UpstreamEvent,
+    batch::Lone,
     failure::{Failure, excerpt},
     openai::{self, ChatStream, Told},
     pool::Place,
@@ -52,6 +53,7 @@ pub(super) struct Reading {
     spoke: bool,
     /// Since when nothing came although it was asked for.
     waiting_since: Option<Instant>,
+    _lone: Option<Lone>,
 }
 
 impl Format {
@@ -71,19 +73,26 @@ impl Format {
 }
 
 impl Reading {
-    pub(super) fn new(server: Arc<Server>, format: Format, opened: Opened) -> Self {
+    /// `trim`: spaces at the beginning of the answer are not its own.
+    pub(super) fn new(server: Arc<Server>, format: Format, opened: Opened, trim: bool) -> Self {
         let Opened { place, response, deadlines } = opened;
         Self {
             server,
             format,
-            told: Told::default(),
+            told: Told { trim, ..Told::default() },
             body: Some((response.into_body(), place)),
             timer: Timer::new(deadlines.first),
             deadlines,
             begun: false,
             spoke: false,
             waiting_since: None,
+            _lone: None,
         }
+    }
+
+    /// Counts as running as long as this lives.
+    pub(super) fn keep(&mut self, lone: Lone) {
+        self._lone = Some(lone);
     }
 
     pub(super) fn server(&self) -> &Arc<Server> {

@@ -247,6 +247,16 @@ impl Server {
         self.directory.look().await;
     }
 
+    /// Calls at once that there are places for.
+    pub(super) fn places(&self) -> usize {
+        self.pool.places()
+    }
+
+    /// Those of them that nobody has.
+    pub(super) fn free_places(&self) -> usize {
+        self.pool.free_places()
+    }
+
     pub(super) fn endpoints(&self) -> Vec<EndpointStatus> {
         self.pool.view().into_iter().map(EndpointStatus::from).collect()
     }

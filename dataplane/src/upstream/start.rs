@@ -3,14 +3,16 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
+use chatgateway_config::PromptFormat;
 use chatgateway_core::{error::ErrorCode, pool::EndpointId};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::{
     Ask, Kind, Started, Upstream,
     attempts::Attempts,
+    batch::{Boarded, Lone, Recipe},
     failure::Failure,
-    openai,
+    openai::{self, Completion},
     reading::{Format, Reading},
     server::{Call, Server},
     simple,
@@ -64,42 +66,82 @@ async fn start_one(
     own_model: bool,
     tried: &[EndpointId],
 ) -> Result<Started, Failure> {
-    let call = match &upstream.kind {
+    let Order { call, shared, trim } = match &upstream.kind {
         Kind::Simple { max_tokens, .. } => prompt(ask, *max_tokens),
+        Kind::OpenAi { model, prompt_format: Some(format), .. } => text(ask, model, *format, own_model)?,
         Kind::OpenAi { model, .. } => chat(ask, model, own_model)?,
         Kind::Demo { .. } => return Err(Failure::unavailable(&upstream.settings.name, "is not called")),
     };
-    let place = server.place_elsewhere(&call.who, tried).await?;
+    let (place, lone) = match (upstream.shares(), shared) {
+        // A call that is made again is made alone: another endpoint is to have it.
+        (Some(batching), Some((recipe, prompt))) if tried.is_empty() => {
+            match batching.board(&call.who, recipe, prompt, trim).await? {
+                Boarded::Rides(rider, first) => {
+                    return Ok(Started::Batched(server.clone(), rider, first.into()));
+                }
+                Boarded::Alone(Some(with)) => (with.0, Some(with.1)),
+                Boarded::Alone(None) => (server.place(&call.who).await?, None),
+            }
+        }
+        _ => (server.place_elsewhere(&call.who, tried).await?, None),
+    };
     let mut opened = server.send(place, &call).await?;
     let format = match upstream.kind {
         Kind::Simple { .. } => Format::Simple(Vec::new()),
         _ => Format::of_stream(&server.name, &opened).map_err(|failure| opened.place.failed(failure))?,
     };
-    first(Box::new(Reading::new(Arc::clone(server), format, opened))).await
+    first(Box::new(Reading::new(Arc::clone(server), format, opened, trim)), lone).await
 }
 
 /// Waits for the first word.
-async fn first(mut reading: Box<Reading>) -> Result<Started, Failure> {
+async fn first(mut reading: Box<Reading>, lone: Option<Lone>) -> Result<Started, Failure> {
     let event = std::future::poll_fn(|cx| reading.poll_next(cx)).await?;
+    if let Some(mut lone) = lone {
+        lone.begun();
+        reading.keep(lone);
+    }
     Ok(Started::Reading(reading, event))
 }
 
-fn chat(ask: &Ask, model: &str, own_model: bool) -> Result<Call, Failure> {
+/// What is asked of a model server.
+struct Order {
+    /// The call for this turn alone.
+    call: Call,
+    /// What it may share with others, and its own part.
+    shared: Option<(Recipe, String)>,
+    /// Spaces at the beginning of the answer are not its own.
+    trim: bool,
+}
+
+fn chat(ask: &Ask, model: &str, own_model: bool) -> Result<Order, Failure> {
     let body = openai::request(ask, model).map_err(|what| Failure::request(ErrorCode::InvalidRequest, what))?;
+    let call = streamed("/chat/completions", ask, body, own_model);
+    Ok(Order { call, shared: None, trim: false })
+}
+
+fn text(ask: &Ask, model: &str, format: PromptFormat, own_model: bool) -> Result<Order, Failure> {
+    let completion =
+        Completion::new(ask, model, format).map_err(|what| Failure::request(ErrorCode::InvalidRequest, what))?;
+    let call = streamed("/completions", ask, completion.body(), own_model);
+    let recipe = Recipe::turns(&completion, own_model);
+    Ok(Order { call, shared: Some((recipe, completion.prompt)), trim: completion.trim })
+}
+
+fn streamed(path: &'static str, ask: &Ask, body: Vec<u8>, own_model: bool) -> Call {
     let accept = HeaderValue::from_static("text/event-stream");
-    Ok(Call {
-        path: "/chat/completions",
+    Call {
+        path,
         body: body.into(),
         headers: HeaderMap::from_iter([(header::ACCEPT, accept)]),
         who: ask.session.as_str().into(),
         own_model,
         pass_errors: false,
         whole: false,
-    })
+    }
 }
 
-fn prompt(ask: &Ask, max_tokens: u32) -> Call {
-    Call {
+fn prompt(ask: &Ask, max_tokens: u32) -> Order {
+    let call = Call {
         path: "/chat",
         body: simple::request(&ask.body.text, max_tokens).into(),
         headers: HeaderMap::new(),
@@ -107,5 +149,6 @@ fn prompt(ask: &Ask, max_tokens: u32) -> Call {
         own_model: false,
         pass_errors: false,
         whole: true,
-    }
+    };
+    Order { call, shared: Some((Recipe::simple(max_tokens), ask.body.text.to_string())), trim: false }
 }

@@ -8,6 +8,8 @@ use std::sync::{
 use chatgateway_core::pool::EndpointView;
 use serde::Serialize;
 
+use super::BatchingStatus;
+
 /// What one upstream counts. Plain atomics, each on its own: a reader may see one turn half counted.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -40,7 +42,7 @@ pub struct Counters {
 }
 
 /// One upstream, as `/status` shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct UpstreamStatus {
     /// Its name.
     pub name: String,
@@ -75,6 +77,9 @@ pub struct UpstreamStatus {
     pub budget_refusals: u64,
     /// Answers that broke off and were asked for again.
     pub resumed_answers: u64,
+    /// Its batches, where calls are shared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batching: Option<BatchingStatus>,
     /// Its endpoints.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<EndpointStatus>,
@@ -126,6 +131,7 @@ impl Counters {
             retries: self.retries.load(Relaxed),
             budget_refusals: self.budget_refusals.load(Relaxed),
             resumed_answers: self.resumed_answers.load(Relaxed),
+            batching: None,
             endpoints: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 
 mod answers;
 mod attempts;
+mod batch;
 mod demo;
 mod endpoints;
 mod faults;

@@ -20,7 +20,7 @@ fn ask(batcher: &mut TestBatcher, session: u32, now: Instant) -> AskId {
 
 fn send(batcher: &mut TestBatcher, now: Instant) -> Batch<&'static str> {
     assert_eq!(batcher.step(now), Step::Place);
-    match batcher.take(now) {
+    match batcher.take(0, now) {
         Take::Send(batch) => batch,
         other => panic!("{other:?}"),
     }
@@ -37,7 +37,7 @@ fn a_fixed_batch_goes_when_it_is_full_or_its_oldest_ask_has_waited() {
     assert_eq!(batcher.step(now), Step::Idle);
     let asks: Vec<_> = (0..3).map(|i| ask(&mut batcher, i, now + ms(u64::from(i)))).collect();
     assert_eq!(batcher.step(now + ms(10)), Step::Wait(Some(now + DELAY)));
-    assert_eq!(batcher.take(now + ms(10)), Take::Nothing);
+    assert_eq!(batcher.take(0, now + ms(10)), Take::Nothing);
     assert_eq!(send(&mut batcher, now + DELAY).asks, asks);
     let asks: Vec<_> = (0..5).map(|i| ask(&mut batcher, i, now + ms(60))).collect();
     assert_eq!(send(&mut batcher, now + ms(60)).asks, asks[..4], "full");
@@ -54,10 +54,10 @@ fn what_a_batch_carries_is_decided_when_there_is_a_place() {
     let second = ask(&mut batcher, 2, now + ms(200));
     assert!(batcher.leave(first));
     assert!(!batcher.leave(first));
-    assert_eq!(batcher.take(now + ms(210)), Take::Nothing, "what is left is not due");
+    assert_eq!(batcher.take(0, now + ms(210)), Take::Nothing, "what is left is not due");
     let third = ask(&mut batcher, 3, now + ms(220));
     assert_eq!(batcher.step(now + ms(250)), Step::Place);
-    let Take::Send(batch) = batcher.take(now + ms(260)) else { panic!("nothing") };
+    let Take::Send(batch) = batcher.take(0, now + ms(260)) else { panic!("nothing") };
     assert_eq!(batch.asks, [second, third]);
     assert_eq!((batcher.view().left, batcher.view().waiting), (1, 0));
 }
@@ -85,6 +85,20 @@ fn adaptive_sends_at_once_while_there_is_room_and_together_when_a_call_ends() {
     assert_eq!((view.calls, view.asks, view.last_size, view.running), (4, 8, 2, 2));
 }
 
+#[test]
+fn asks_that_come_together_each_have_a_place_while_there_are_enough() {
+    let now = Instant::now();
+    let mut batcher = batcher(ADAPTIVE, 20, 100);
+    for i in 0..7 {
+        ask(&mut batcher, i, now);
+    }
+    let mut size = |free| match batcher.take(free, now) {
+        Take::Send(batch) => batch.asks.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([size(19), size(18), size(1), size(0)], [1, 1, 3, 2]);
+}
+
 /// Keeps `places` calls running for a while, so that the server counts as busy.
 fn make_busy(batcher: &mut TestBatcher, places: usize, start: Instant) -> Instant {
     let mut running = std::collections::VecDeque::new();
@@ -95,7 +109,7 @@ fn make_busy(batcher: &mut TestBatcher, places: usize, start: Instant) -> Instan
             batcher.ended(running.pop_front().unwrap());
         }
         while batcher.step(now) == Step::Place {
-            match batcher.take(now) {
+            match batcher.take(0, now) {
                 Take::Send(batch) => {
                     for id in batch.asks {
                         batcher.first_token(batch.call, id, now);
@@ -119,10 +133,10 @@ fn a_busy_servers_place_is_held_back_to_fill_the_batch_and_not_longer() {
     assert_eq!(batcher.view().window, DELAY, "the window has grown");
     let first = ask(&mut batcher, 1, now);
     assert_eq!(batcher.step(now), Step::Place);
-    assert_eq!(batcher.take(now), Take::Hold(now + DELAY));
+    assert_eq!(batcher.take(0, now), Take::Hold(now + DELAY));
     let second = ask(&mut batcher, 2, now + ms(20));
-    assert_eq!(batcher.take(now + ms(20)), Take::Hold(now + DELAY));
-    let Take::Send(batch) = batcher.take(now + DELAY) else { panic!("held back for too long") };
+    assert_eq!(batcher.take(0, now + ms(20)), Take::Hold(now + DELAY));
+    let Take::Send(batch) = batcher.take(0, now + DELAY) else { panic!("held back for too long") };
     assert_eq!(batch.asks, [first, second]);
     // A full batch is not held back.
     let view = batcher.view();
@@ -157,7 +171,7 @@ fn asks_of_different_groups_never_share_a_call_and_each_group_has_its_turn() {
     let mut ask = |session: u32, group| batcher.ask(&session, &group, now).unwrap().0;
     let asks = [ask(1, "a"), ask(1, "b"), ask(2, "b"), ask(3, "a"), ask(2, "a")];
     let mut sent = Vec::new();
-    while let Take::Send(batch) = batcher.take(now) {
+    while let Take::Send(batch) = batcher.take(0, now) {
         sent.push((batch.group, batch.asks));
     }
     assert_eq!(sent, [("a", vec![asks[0], asks[3], asks[4]]), ("b", vec![asks[1], asks[2]])]);
@@ -223,6 +237,15 @@ fn another_policy_counts_from_the_next_batch_on_and_who_waits_stays() {
     assert_eq!(send(&mut batcher, now).asks, asks[2..3]);
     batcher.change(ADAPTIVE, BatchLimits { max_concurrent: 10, ..limits });
     assert_eq!(send(&mut batcher, now).asks, asks[3..]);
+}
+
+#[test]
+fn where_there_is_no_place_who_is_next_hears_it() {
+    let now = Instant::now();
+    let mut batcher = batcher(ADAPTIVE, 1, 100);
+    let asks = [ask(&mut batcher, 1, now), ask(&mut batcher, 1, now), ask(&mut batcher, 2, now)];
+    assert_eq!([batcher.refuse(), batcher.refuse(), batcher.refuse()], [Some(asks[0]), Some(asks[1]), Some(asks[2])]);
+    assert_eq!((batcher.refuse(), batcher.view().left), (None, 0));
 }
 
 #[test]
@@ -292,7 +315,7 @@ proptest! {
                 Happens::Later(later) => now += ms(later),
             }
             while running.len() < places && batcher.step(now) == Step::Place {
-                match batcher.take(now) {
+                match batcher.take(0, now) {
                     Take::Send(batch) => {
                         prop_assert!((1..=4).contains(&batch.asks.len()));
                         for ask in &batch.asks {

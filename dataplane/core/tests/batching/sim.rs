@@ -160,7 +160,7 @@ impl Sim {
                 }
                 self.held = true;
             }
-            match self.batcher.take(self.now) {
+            match self.batcher.take(self.places, self.now) {
                 Take::Hold(until) => return self.at(until.saturating_duration_since(self.now), Event::Timer),
                 Take::Nothing => self.places += 1,
                 Take::Send(Batch { call, asks, .. }) => {
