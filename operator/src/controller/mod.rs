@@ -6,6 +6,7 @@
 mod apply;
 mod health;
 mod lease;
+mod optional;
 mod pods;
 mod reconcile;
 mod refs;
@@ -111,6 +112,7 @@ struct Shared {
     secrets: refs::Secrets,
     written: apply::Written,
     pods: pods::Asker,
+    optional: Arc<optional::Optional>,
     events: Recorder,
     health: Arc<health::Health>,
     /// How often in a row the reconciliation of a gateway failed, by its uid.
@@ -219,6 +221,7 @@ async fn act(
         events: Recorder::new(client.clone(), reporter),
         written: apply::Written::default(),
         pods: pods::Asker::new(),
+        optional: optional::Optional::follow(client.clone()).await,
         stores: watched.stores,
         failures: Mutex::default(),
         health,

@@ -175,7 +175,7 @@ async fn plan_of(valid: &Validated, one: &One, shared: &Shared) -> Result<Plan, 
         uid: Some(one.uid.clone()),
         replicas,
         redis_password,
-        pod_monitors: false,
+        pod_monitors: shared.optional.pod_monitors(),
     };
     Ok(plan(valid, &observed, &shared.release))
 }

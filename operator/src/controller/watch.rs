@@ -151,6 +151,12 @@ impl Stores {
         );
     }
 
+    /// Whether objects of a kind are watched.
+    pub(super) fn holds(kind: &str) -> bool {
+        // Its API may come and go.
+        kind != "PodMonitor"
+    }
+
     /// What is known of an object of the operator's own.
     pub(super) fn meta(&self, kind: &str, namespace: &str, name: &str) -> Option<ObjectMeta> {
         fn of<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<ObjectMeta>

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use chatgateway_api::ChatGateway;
 use chatgateway_control_plane::Process;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -34,6 +34,7 @@ pub fn all() -> Vec<(&'static str, Scenario)> {
         ("foreign", |ns| Box::pin(foreign(ns))),
         ("paused", |ns| Box::pin(paused(ns))),
         ("deletion", |ns| Box::pin(deletion(ns))),
+        ("rules", |ns| Box::pin(rules(ns))),
     ]
 }
 
@@ -299,6 +300,73 @@ async fn paused(ns: Namespace) -> anyhow::Result<()> {
     ensure!(!image(&ns.get::<Deployment>("a").await), "a paused gateway was changed");
     ns.apply("a", with(json!({"image": "other:1"}))).await?;
     ns.see::<Deployment>("the new image", "a", image).await?;
+    Ok(())
+}
+
+/// Each rule of the definition, with a resource that keeps it and one that does not. Nothing is stored.
+async fn rules(ns: Namespace) -> anyhow::Result<()> {
+    let openai = json!({"url": "http://a/v1", "model": "m"});
+    let upstream = |upstream: Value| json!({"upstreams": [upstream]});
+    let sessions = |sessions: Value| with(json!({"sessions": sessions}));
+    let store = |store: Value| sessions(json!({"store": store}));
+    let external = json!({"endpoints": ["a:1"]});
+    let redis = |redis: Value| store(json!({"type": "Redis", "redis": redis}));
+    let table = [
+        (
+            with(json!({"replicas": 1})),
+            with(json!({"replicas": 1, "autoscaling": {"maxReplicas": 1}})),
+            "exclude each other",
+        ),
+        (
+            with(json!({"autoscaling": {"minReplicas": 2, "maxReplicas": 2}})),
+            with(json!({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}})),
+            "minReplicas must not exceed maxReplicas",
+        ),
+        (sessions(json!({"ttl": "16s"})), sessions(json!({"ttl": "15s"})), "ttl must be at least 16s"),
+        (store(json!({"type": "Memory"})), store(json!({"type": "Redis"})), "`redis` is needed with type Redis"),
+        (
+            redis(json!({"managed": {}})),
+            redis(json!({"managed": {}, "external": external})),
+            "either `managed` or `external`",
+        ),
+        (redis(json!({"external": external})), redis(json!({})), "either `managed` or `external`"),
+        (
+            upstream(json!({"name": "a", "type": "OpenAI", "openAI": openai})),
+            upstream(json!({"name": "a", "type": "OpenAI"})),
+            "`openAI` is needed with type OpenAI",
+        ),
+        (
+            upstream(json!({"name": "a", "type": "Simple", "simple": {"url": "http://a"}})),
+            upstream(json!({"name": "a", "type": "Simple", "openAI": openai})),
+            "`simple` is needed with type Simple",
+        ),
+        (
+            upstream(json!({"name": "a", "type": "Demo", "demo": {"tokenDelay": "1ms"}})),
+            upstream(json!({"name": "a", "type": "OpenAI", "openAI": openai, "demo": {}})),
+            "`demo` needs type Demo",
+        ),
+        // The schema's own bounds.
+        (demo(), json!({"upstreams": []}), "should have at least 1 items"),
+        (demo(), with(json!({"replicas": -1})), "greater than or equal to 0"),
+        (demo(), upstream(json!({"name": "A b", "type": "Demo"})), "should match"),
+        (demo(), with(json!({"nonsense": 1})), "unknown field"),
+    ];
+    let gateways = ns.api::<ChatGateway>();
+    let params = PostParams { dry_run: true, ..PostParams::default() };
+    for (good, bad, message) in table {
+        let object = |spec: &Value| json!({"apiVersion": "chatgateway.dev/v1alpha1", "kind": "ChatGateway", "metadata": {"name": "r"}, "spec": spec});
+        gateways.create(&params, &serde_json::from_value(object(&good))?).await.with_context(|| good.to_string())?;
+        // As text: the types here would not even let some of them be written.
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), object(&bad).to_string())?;
+        let path = file.path().to_string_lossy().into_owned();
+        let refused = ns.plane.kubectl(&["-n", &ns.name, "create", "--dry-run=server", "-f", &path]);
+        let said = refused.err().map(|error| error.to_string());
+        ensure!(
+            said.as_ref().is_some_and(|said| said.contains(message)),
+            "{bad}: {said:?} does not contain {message:?}"
+        );
+    }
     Ok(())
 }
 
