@@ -144,6 +144,8 @@ impl Ground {
                 "type": "OpenAI",
                 "openAI": {"url": self.simulator.openai_url(), "model": "sim-model", "prefill": self.layout.prefill},
                 "pool": {"maxConcurrent": 10_000, "maxQueued": 10_000},
+                // Each takeover may ask the model once more, and nothing else may: that is what the checker counts.
+                "retries": {"maxAttempts": 1, "budgetPercent": 0},
                 // A frozen pod and a store that is away must not look like a slow model.
                 "timeouts": {"connect": "10s", "firstToken": "30s", "betweenTokens": "30s", "total": "120s"},
             }],
