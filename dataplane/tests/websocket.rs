@@ -4,6 +4,7 @@
 
 mod harness;
 
+use futures_util::SinkExt;
 use harness::{Client, PATIENCE, QUICK, SLOW, answer, kinds, start};
 use serde_json::json;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -326,4 +327,58 @@ async fn a_client_without_a_sign_of_life_is_given_up() {
     let close = &all[ping + 2..];
     assert_eq!(close[0], 0x88);
     assert_eq!(u16::from_be_bytes([close[2], close[3]]), 3012);
+}
+
+/// A demo that answers at once, and two turns for each session.
+const LIMITED: &str = "upstreams: [{name: demo, type: Demo, demo: {tokenDelay: 0s}}]\n\
+    rateLimits: [{per: Session, requestsPerMinute: 60, burst: 2}, {per: User, tokensPerMinute: 60, burst: 1000}]";
+
+#[tokio::test]
+async fn limits_are_in_receipts_and_refusals_say_when() {
+    let server = start(LIMITED);
+    let mut client = Client::json(&server).await;
+    client.turn("s", "1", "hello").await;
+    let first = client.until("done").await;
+    assert_eq!(first[0]["rate_limits"]["requests"], json!({"limit": 2, "remaining": 1, "reset_ms": 1_000}));
+    assert_eq!(first[0]["rate_limits"]["tokens"]["limit"], 1_000);
+    client.turn("s", "2", "hello").await;
+    client.until("done").await;
+    client.turn("s", "3", "hello").await;
+    let refused = client.frame().await;
+    assert_eq!((refused["type"].as_str(), refused["code"].as_str()), (Some("error"), Some("rate_limited")));
+    assert_eq!((refused["turn"].as_str(), refused["retryable"].as_bool()), (Some("3"), Some(true)));
+    let wait = refused["retry_after_ms"].as_u64().unwrap();
+    assert!((1..=1_000).contains(&wait), "{refused}");
+    // A repeat of an admitted turn is no new one.
+    client.turn("s", "1", "hello").await;
+    let repeat = client.frame().await;
+    assert_eq!((repeat["type"].as_str(), repeat["duplicate"].as_bool()), (Some("accepted"), Some(true)));
+    tokio::time::sleep(std::time::Duration::from_millis(wait)).await;
+    client.turn("s", "3", "hello").await;
+    assert_eq!(client.frame().await["type"], "accepted");
+}
+
+#[tokio::test]
+async fn without_limits_a_receipt_says_nothing_of_them() {
+    let server = start(QUICK);
+    let mut client = Client::json(&server).await;
+    client.turn("s", "1", "hello").await;
+    assert!(client.frame().await.get("rate_limits").is_none());
+}
+
+#[tokio::test]
+async fn a_plain_connection_past_its_limit_is_told_to_come_later() {
+    let server = start(LIMITED);
+    let mut client = Client::connect(&server, "/ws?session=plain", &[]).await;
+    for _ in 0..3 {
+        client.socket.send(Message::text("hello")).await.unwrap();
+    }
+    let mut reason = String::new();
+    let code = loop {
+        if let Message::Close(Some(frame)) = client.message().await {
+            reason.push_str(&frame.reason);
+            break u16::from(frame.code);
+        }
+    };
+    assert_eq!((code, reason.as_str()), (1013, "rate_limited"));
 }

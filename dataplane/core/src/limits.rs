@@ -554,6 +554,9 @@ pub const LIMIT_DECISION_TIMEOUT: Duration = Duration::from_millis(250);
 /// How often a store that does not decide is asked whether it does again. Until then each pod decides alone.
 pub const LIMIT_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// After how many signs of life a limit is divided by fewer pods: one that is late is not gone.
+pub const LIMIT_FEWER_PODS_BEATS: u32 = 5;
+
 /// How long a request that took from its buckets is recognised: clients that lost an answer try again within minutes.
 pub const LIMIT_KEPT_TTL: Duration = Duration::from_secs(600);
 

@@ -11,7 +11,7 @@ mod ticket;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 use arc_swap::ArcSwap;
@@ -23,7 +23,7 @@ use chatgateway_core::{
         table::{Done, Op, Outcome, Table, Terms},
         verdict::{Demand, Standings, Verdict, judge, refusal},
     },
-    limits::{LIMIT_DECISION_TIMEOUT, LIMIT_PROBE_INTERVAL},
+    limits::{LIMIT_DECISION_TIMEOUT, LIMIT_FEWER_PODS_BEATS, LIMIT_PROBE_INTERVAL},
     log::{SessionKey, TurnBody, TurnId},
 };
 use futures_util::future::BoxFuture;
@@ -53,6 +53,8 @@ pub struct Limiter {
     shared: Option<Arc<Shared>>,
     /// Pods that live, this one included.
     pods: AtomicU64,
+    /// How often in a row there were fewer.
+    fewer: AtomicU32,
     clock: Clock,
     counts: LimitCounts,
 }
@@ -66,6 +68,7 @@ impl Limiter {
             local: Mutex::default(),
             shared: store.limits().is_some().then(|| Shared::new(me.clone(), store.clone(), &settings.gateway.name)),
             pods: AtomicU64::new(1),
+            fewer: AtomicU32::new(0),
             clock: Clock::system(),
             counts,
         })
@@ -76,9 +79,15 @@ impl Limiter {
         self.set.store(Arc::new(RuleSet::new(settings)));
     }
 
-    /// How many pods there are, this one included: who divides a limit, if it comes to that.
+    /// How many pods there are, this one included: who divides a limit, if it comes to that. To be told with each sign of life. Fewer
+    /// count only when they have been fewer for a while: after a store's return each hears of the others one by one.
     pub fn set_pods(&self, pods: usize) {
-        self.pods.store(pods.max(1) as u64, Relaxed);
+        let (pods, known) = (pods.max(1) as u64, self.pods.load(Relaxed));
+        let fewer = if pods < known { self.fewer.fetch_add(1, Relaxed) + 1 } else { 0 };
+        if fewer == 0 || fewer >= LIMIT_FEWER_PODS_BEATS {
+            self.pods.store(pods, Relaxed);
+            self.fewer.store(0, Relaxed);
+        }
     }
 
     /// Asks for a turn. Nothing of a refused turn is carried out; a turn that was admitted before takes nothing.

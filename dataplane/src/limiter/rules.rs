@@ -150,7 +150,7 @@ mod tests {
         let turn = |text: &str, extra: &str| tokens().of_turn(&TurnBody::new(text.into(), extra.into()));
         assert_eq!(turn("12345678", ""), Demand { prompt: 2, answer: None });
         let messages = r#"{"messages":[{"role":"user","content":"hi"}],"options":{"max_tokens":7}}"#;
-        assert_eq!(turn("hi", messages), Demand { prompt: 9, answer: Some(7) });
+        assert_eq!(turn("hi", messages), Demand { prompt: 8, answer: Some(7) });
         let both = r#"{"options":{"max_tokens":7,"max_completion_tokens":9}}"#;
         assert_eq!(turn("hi", both).answer, Some(9));
         assert_eq!(turn("hi", r#"{"options":{"max_tokens":"many"}}"#).answer, None);
@@ -162,7 +162,7 @@ mod tests {
     fn a_request_takes_for_each_prompt_and_choice() {
         let request = |body: &str| tokens().of_request(body.as_bytes());
         let chat = r#"{"model":"m","messages":[{"role":"user","content":"hello"}],"max_tokens":10,"n":3}"#;
-        assert_eq!(request(chat), Demand { prompt: 10, answer: Some(30) });
+        assert_eq!(request(chat), Demand { prompt: 9, answer: Some(30) });
         assert_eq!(request(r#"{"prompt":["a","b"],"max_tokens":10}"#).answer, Some(20));
         assert_eq!(request(r#"{"prompt":[1,2,3],"max_tokens":10}"#).answer, Some(10));
         assert_eq!(request(r#"{"prompt":[[1,2],[3]],"max_tokens":10}"#).answer, Some(20));

@@ -213,3 +213,30 @@ async fn what_is_no_message_or_no_call_is_said_to_be_none() {
         assert_eq!(status.code(), Code::Unimplemented, "{path}: {status:?}");
     }
 }
+
+#[tokio::test]
+async fn limits_are_metadata_and_refusals_say_when() {
+    let pod = Pod::start(&format!("{FAST}rateLimits: [{{per: Session, requestsPerMinute: 60, burst: 1}}]\n")).await;
+    let told = |metadata: &tonic::metadata::MetadataMap, name: &str| {
+        metadata.get(format!("x-ratelimit-{name}-requests")).map(|value| value.to_str().unwrap().to_owned())
+    };
+    let first = pod.client().send(turn_of("s", "1", "hello")).await.unwrap();
+    assert_eq!(told(first.metadata(), "limit").as_deref(), Some("1"));
+    assert_eq!(told(first.metadata(), "remaining").as_deref(), Some("0"));
+    assert_eq!(told(first.metadata(), "reset").as_deref(), Some("1s"));
+    let status = refused(&pod, turn_of("s", "2", "hello")).await;
+    assert_refused(&status, Code::ResourceExhausted, "rate_limited");
+    let wait = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+    assert!(wait.as_millis() > 0 && wait.as_millis() <= 1_000, "{wait:?}");
+    assert_eq!(told(status.metadata(), "remaining").as_deref(), Some("0"));
+    // On a chat the same refusal is a message.
+    let mut chat = pod.chat().await;
+    chat.send("s", "2", "hello").await;
+    let Message::Error(error) = chat.next().await else { panic!("no refusal") };
+    assert_eq!((error.code.as_str(), error.retryable, error.id), ("rate_limited", true, None));
+    tokio::time::sleep(std::time::Duration::from_millis(error.retry_after_ms.unwrap())).await;
+    chat.send("s", "2", "hello").await;
+    assert!(matches!(chat.next().await, Message::Accepted(_)));
+    let plain = Pod::start(FAST).await.client().send(turn_of("s", "1", "hello")).await.unwrap();
+    assert_eq!(told(plain.metadata(), "limit"), None);
+}

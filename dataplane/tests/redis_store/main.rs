@@ -6,6 +6,7 @@ mod cancel;
 mod cluster;
 mod credentials;
 mod faults;
+mod limits;
 mod peers;
 mod settings;
 mod support;

@@ -12,11 +12,11 @@ use crate::{
 };
 
 /// What a gateway has to be allowed on its server. docs/redis.md tells the same; a test holds both together.
-const ACL_KEYS: &str = "~log:{*} ~ses:{*} ~dlg:{*} ~ch:{*} ~own:{*} ~pods &ch:{*}";
+const ACL_KEYS: &str = "~log:{*} ~ses:{*} ~dlg:{*} ~ch:{*} ~own:{*} ~pods ~rl:{*}:* &ch:{*}";
 
 /// The commands.
 const ACL_COMMANDS: &str = "-@all +auth +hello +ping +evalsha +eval +script|load +spublish +ssubscribe +sunsubscribe \
-     +xadd +xlen +xrange +xrevrange +xtrim +hget +hgetall +hmget +hset +hdel +zadd +zrange +zrem +zremrangebyrank \
+     +xadd +xlen +xrange +xrevrange +xtrim +get +set +hget +hgetall +hmget +hset +hdel +zadd +zrange +zrem +zremrangebyrank \
      +sadd +srem +sscan +del +exists +expire +pexpireat +time";
 
 /// And what a cluster's nodes are asked beside that.
@@ -80,6 +80,20 @@ async fn a_password_that_changes_costs_no_turn() {
     }
 }
 
+/// Two gateways that share rate limits too, which nobody reaches.
+async fn limited(tokens: u32, redis: &Value) -> Gateways {
+    let mut gateways = Gateways::new(tokens);
+    gateways.limits = json!([
+        {"per": "Gateway", "requestsPerSecond": 1_000_000, "onStoreFailure": "Closed"},
+        {"per": "User", "tokensPerMinute": 100_000_000, "onStoreFailure": "Closed"},
+    ]);
+    for _ in 0..2 {
+        gateways.add(redis).await;
+    }
+    gateways.acquainted().await;
+    gateways
+}
+
 /// Everything that gateways do with a store.
 async fn works(mut gateways: Gateways) {
     let addresses = gateways.addresses();
@@ -125,7 +139,7 @@ async fn a_few_commands_on_few_keys_suffice() {
     let redis = RedisServer::start(Options { user: Some(rules), ..Options::default() }).unwrap();
     let (name, password) = (Secret::new("gateway"), Secret::new("of-the-gateway"));
     let settings = with_user(standalone(redis.endpoint()), &name, &password);
-    works(Gateways::start(200, 2, &settings).await).await;
+    works(limited(200, &settings).await).await;
     nothing_refused(&redis);
 }
 
@@ -135,7 +149,7 @@ async fn a_few_more_suffice_in_a_cluster() {
     let cluster = Cluster::start_with(&Options { user: Some(rules), ..Options::default() }, 3, 0).unwrap();
     let (name, password) = (Secret::new("gateway"), Secret::new("of-the-gateway"));
     let settings = json!({"mode": "Cluster", "endpoints": cluster.endpoints()});
-    let gateways = Gateways::start(200, 2, &with_user(settings, &name, &password)).await;
+    let gateways = limited(200, &with_user(settings, &name, &password)).await;
     let followers = gateways.talk(2).await;
     let slot = cluster.slot_of(&key("log", "s0")).unwrap();
     let from = cluster.owner_of(slot).unwrap();

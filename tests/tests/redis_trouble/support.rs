@@ -49,6 +49,8 @@ pub struct Gateways {
     pub simulator: Simulator,
     pub pods: Vec<GatewayProcess>,
     pub tokens: u32,
+    /// The rate limits of each process.
+    pub limits: Value,
     prefill: bool,
 }
 
@@ -61,7 +63,7 @@ impl Gateways {
     /// The same; whether the model server can continue partial answers.
     pub fn with(tokens: u32, prefill: bool) -> Self {
         let behaviour = Behaviour { tokens, tokens_per_second: 100.0, ..Behaviour::default() };
-        Self { simulator: Simulator::with(behaviour).unwrap(), pods: Vec::new(), tokens, prefill }
+        Self { simulator: Simulator::with(behaviour).unwrap(), pods: Vec::new(), tokens, limits: json!([]), prefill }
     }
 
     /// As many processes on one store.
@@ -80,6 +82,7 @@ impl Gateways {
                 "url": self.simulator.openai_url(), "model": "sim", "prefill": self.prefill,
             }, "pool": {"maxConcurrent": 100}}],
             "sessions": {"store": {"type": "Redis", "redis": redis}},
+            "rateLimits": self.limits,
         })
     }
 
