@@ -300,12 +300,18 @@ impl Gateway {
             Err(no_room) if self.door_looks.lock().take(clock::now()) => (None, Some(no_room)),
             Err(no_room) => return Err(self.refused(no_room)),
         };
-        // A turn that is only looked up takes nothing.
-        let Admission { standings, ticket } = if no_room.is_some() {
-            Admission::default()
-        } else {
-            self.limiter.turn(caller, &channel.key, &send.turn, &body).await.map_err(|r| self.refused(r))?
+        // A turn that is only looked up takes nothing. One that a limit refuses may be known too, from long ago.
+        let (admission, no_room) = match no_room {
+            Some(no_room) => (Admission::default(), Some(no_room)),
+            None => match self.limiter.turn(caller, &channel.key, &send.turn, &body).await {
+                Ok(admission) => (admission, None),
+                Err(limited) if limited.code == ErrorCode::RateLimited && self.door_looks.lock().take(clock::now()) => {
+                    (Admission::default(), Some(limited))
+                }
+                Err(refusal) => return Err(self.refused(refusal)),
+            },
         };
+        let Admission { standings, ticket } = admission;
         let begin = Begin {
             pod: self.pod,
             nonce: Nonce(rand::random()),
@@ -346,7 +352,10 @@ impl Gateway {
         };
         match reply.and_then(|reply| self.receipt(send, reply)) {
             Ok(receipt) => Ok(Receipt { standings, ..receipt }),
-            Err(refusal) => Err(self.refused(Refusal { standings, ..refusal })),
+            Err(mut refusal) => {
+                refusal.standings = standings.or(refusal.standings);
+                Err(self.refused(refusal))
+            }
         }
     }
 

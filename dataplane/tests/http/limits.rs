@@ -108,6 +108,21 @@ async fn a_turn_that_ended_before_anybody_remembers_is_not_counted_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_turn_that_is_known_from_long_ago_is_found_where_new_ones_are_refused() {
+    let mut settings = limited(demo(Duration::ZERO, None), "[{per: User, requestsPerMinute: 1, burst: 1}]");
+    settings.sessions.ttl = Duration::from_secs(3_600);
+    let server = Server::new(settings);
+    turn(&server, "s", "1", json!({})).await;
+    tokio::time::advance(Duration::from_secs(1_200)).await;
+    assert_eq!(turn(&server, "s", "2", json!({})).await.status, StatusCode::OK);
+    let repeat = turn(&server, "s", "1", json!({})).await.json(StatusCode::OK).await;
+    assert_eq!(repeat["duplicate"], true);
+    let refused = turn(&server, "s", "3", json!({})).await;
+    assert_eq!((left(&refused, "requests"), refused.header("retry-after")), (0, "60"));
+    refused.problem(429, "rate_limited").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_store_refuses_gives_its_tokens_back() {
     let server = quick("[{per: User, tokensPerMinute: 1, burst: 100}, {per: User, requestsPerMinute: 1, burst: 100}]");
     let before = tokens_left(&server).await;

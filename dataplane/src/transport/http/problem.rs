@@ -28,8 +28,7 @@ pub struct Problem {
     pub refusal: Refusal,
     /// Where HTTP has a closer word than the code's own status.
     status: Option<StatusCode>,
-    session: Option<SessionId>,
-    turn: Option<TurnId>,
+    about: Option<Box<(SessionId, Option<TurnId>)>>,
     /// The request's field that is wrong, for OpenAI's clients.
     param: Option<&'static str>,
     /// The very same request can never succeed, although the code in general may.
@@ -55,8 +54,7 @@ impl Problem {
 
     /// The same, naming what it is about.
     pub fn about(mut self, session: &SessionId, turn: Option<&TurnId>) -> Self {
-        self.session = Some(session.clone());
-        self.turn = turn.cloned();
+        self.about = Some(Box::new((session.clone(), turn.cloned())));
         self
     }
 
@@ -133,7 +131,7 @@ impl Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, status: None, session: None, turn: None, param: None, last_word: false }
+        Self { refusal, status: None, about: None, param: None, last_word: false }
     }
 }
 
@@ -157,8 +155,8 @@ impl IntoResponse for Problem {
             retryable: self.retryable(),
             retry_after_ms: self.retry_after().map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
             expected: self.refusal.expected,
-            session: self.session.as_ref().map(SessionId::as_str),
-            turn: self.turn.as_ref().map(TurnId::as_str),
+            session: self.about.as_ref().map(|about| about.0.as_str()),
+            turn: self.about.as_ref().and_then(|about| about.1.as_ref()).map(TurnId::as_str),
         };
         answer(status, self.headers("application/problem+json"), &body)
     }
