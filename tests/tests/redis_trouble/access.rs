@@ -84,8 +84,8 @@ async fn a_password_that_changes_costs_no_turn() {
 async fn limited(tokens: u32, redis: &Value) -> Gateways {
     let mut gateways = Gateways::new(tokens);
     gateways.limits = json!([
-        {"per": "Gateway", "requestsPerSecond": 1_000_000, "onStoreFailure": "Closed"},
-        {"per": "User", "tokensPerMinute": 100_000_000, "onStoreFailure": "Closed"},
+        {"per": "Gateway", "requestsPerSecond": 1_000_000},
+        {"per": "User", "tokensPerMinute": 100_000_000},
     ]);
     for _ in 0..2 {
         gateways.add(redis).await;
