@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make run` as its user has it: the page, a chat over SSE, WebSocket and the OpenAI API, an edit that is reloaded, Ctrl-C.
-# Then the same with examples/openai.yaml in front of an OpenAI-compatible server process, with examples/fallback.yaml, whose first
-# server is dead and comes back, and with examples/redis.yaml, where the process that writes an answer is killed.
+# Then the same with examples/openai.yaml and examples/batching.yaml in front of an OpenAI-compatible server process, with
+# examples/fallback.yaml, whose first server is dead and comes back, and with examples/redis.yaml, where the process that writes an answer is killed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -77,15 +77,26 @@ pids+=("$model_sim")
 eventually 20 "the model server" grep -qE '[0-9.]+:[0-9]+' "$work/model-sim.log"
 server=$(grep -oE '127\.0\.0\.1:[0-9]+' "$work/model-sim.log" | head -n 1)
 model=$(curl -fsS "http://$server/v1/models" | sed 's/.*"id": *"\([^"]*\)".*/\1/')
-sed "s|http://127.0.0.1:8000/v1|http://$server/v1|; s|model: qwen3-8b|model: $model|" examples/openai.yaml >"$work/openai.yaml"
+# at_server NAME: the example, with the address and the model of this server.
+at_server() {
+    sed "s|http://127.0.0.1:8000/v1|http://$server/v1|; s|model: qwen3-8b|model: $model|" "examples/$1.yaml" >"$work/$1.yaml"
+}
+at_server openai
 start openai "$work/openai.yaml"
 chat .
+stop
+
+echo "examples/batching.yaml in front of the same server"
+at_server batching
+start batching "$work/batching.yaml"
+chat .
+expect "$(curl -fsS "http://$server/sim/calls")" '"path":"/v1/completions"'
 stop
 
 echo "examples/fallback.yaml: the first server is dead, the next upstream answers; then it is back"
 kill -KILL -- "-$model_sim"
 eventually 20 "the server's end" bash -c "! curl -s http://$server/v1/models"
-sed "s|http://127.0.0.1:8000/v1|http://$server/v1|; s|model: qwen3-8b|model: $model|" examples/fallback.yaml >"$work/fallback.yaml"
+at_server fallback
 start fallback "$work/fallback.yaml"
 chat 'Hi again'
 setsid target/debug/model-sim --listen "$server" >"$work/model-sim.log" 2>&1 &

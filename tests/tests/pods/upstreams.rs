@@ -1,11 +1,15 @@
-//! Limits that pods share.
+//! Model servers that die, and limits that pods share.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use chatgateway_tests::{client::HttpClient, process::GatewayProcess};
-use serde_json::json;
+use chatgateway_tests::{
+    client::{HttpClient, WsClient},
+    process::GatewayProcess,
+    simulator::{Behaviour, Simulator},
+};
+use serde_json::{Value, json};
 
-use crate::support::Pods;
+use crate::support::{Pods, read, read_all, until};
 
 #[tokio::test]
 async fn one_limit_is_shared_by_four_pods() {
@@ -40,4 +44,56 @@ async fn one_limit_is_shared_by_four_pods() {
     let body = json!({"turn": "t", "text": "hi"});
     let refused = clients[0].post("/v1/sessions/s/turns", &body).await.unwrap();
     assert_eq!((refused.status.as_u16(), &refused.json().unwrap()["code"]), (429, &json!("rate_limited")));
+}
+
+/// A pod before two model servers, the first preferred.
+async fn pod_before(servers: &[&Simulator; 2]) -> GatewayProcess {
+    let upstream = |name: &str, server: &Simulator| {
+        json!({"name": name, "type": "OpenAI", "openAI": {"url": server.openai_url(), "model": "sim"},
+            "circuitBreaker": {"slidingWindowSize": 10, "minimumNumberOfCalls": 4, "waitDurationInOpenState": "500ms"}})
+    };
+    let config = json!({"upstreams": [upstream("first", servers[0]), upstream("second", servers[1])]});
+    GatewayProcess::start(&config).await.unwrap()
+}
+
+async fn breaker(pod: &GatewayProcess) -> Value {
+    pod.status().await.unwrap()["upstreams"][0]["endpoints"][0]["breaker"].clone()
+}
+
+#[tokio::test]
+async fn a_server_that_dies_costs_no_turn_and_is_used_again_when_it_is_back() {
+    let server =
+        || Simulator::with(Behaviour { tokens: 20, tokens_per_second: 200.0, ..Behaviour::default() }).unwrap();
+    let (first, second) = (server(), server());
+    let pod = pod_before(&[&first, &second]).await;
+    let answer: String = (0..20).map(|token| format!("{token} ")).collect();
+    let ask = async |number: usize| {
+        let mut client = WsClient::connect(pod.http()).await.unwrap();
+        client.send(&format!("s{number}"), "t", "hello").await.unwrap();
+        let seen = read_all(&mut client, "t").await;
+        assert_eq!((seen.kinds().last(), seen.answer()), (Some(&"done"), answer.clone()), "{:?}", seen.events);
+    };
+    ask(0).await;
+    assert_eq!((first.calls().count, second.calls().count), (1, 0), "the first one is preferred");
+    // In the middle of an answer.
+    let mut client = WsClient::connect(pod.http()).await.unwrap();
+    client.send("middle", "t", "hello").await.unwrap();
+    let mut seen = read(&mut client, "t", 3).await;
+    first.die();
+    seen.events.extend(read_all(&mut client, "t").await.events);
+    assert_eq!((seen.kinds().last(), seen.answer()), (Some(&"done"), answer.clone()), "{:?}", seen.events);
+    assert!(seen.kinds().contains(&"reset"), "nobody continued it: it was begun again");
+    for number in 1..10 {
+        ask(number).await;
+    }
+    assert_eq!(second.calls().completed, 10);
+    until("the first one's breaker has opened", || async { breaker(&pod).await != "closed" }).await;
+    first.revive();
+    let back = Instant::now();
+    let mut number = 10;
+    while first.calls().count < 3 {
+        assert!(back.elapsed() < Duration::from_secs(10), "the first one is back and is not asked");
+        ask(number).await;
+        number += 1;
+    }
 }
