@@ -82,7 +82,7 @@ pub async fn throughput(setup: &Setup) -> anyhow::Result<Vec<Row>> {
 pub async fn low_load(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     let (without, with) = (lanes(setup, LANES, &off()).await?, lanes(setup, LANES, &adaptive()).await?);
     let (warm, length) = (setup.seconds(2, 5), setup.seconds(15, 180));
-    let load = Load { rate: RATE_OFF * LOW_LOAD, seed: 1, warm, length, give_up: None };
+    let load = Load { rate: RATE_OFF * LOW_LOAD, seed: 1, warm, length, fresh: false, give_up: None };
     let (without_at, with_at) = (addresses(&without), addresses(&with));
     let (off, adaptive) = tokio::try_join!(open_loop(&without_at, load), open_loop(&with_at, load))?;
     let case = "first token at 20 % load, Adaptive against Off";
@@ -168,5 +168,5 @@ async fn highest(setup: &Setup, batching: &Value) -> anyhow::Result<Highest> {
 async fn at(setup: &Setup, pods: &[SocketAddr], rate: f64, attempt: u64) -> anyhow::Result<Seen> {
     let (warm, length) = (setup.seconds(3, 6), setup.seconds(6, 40));
     let seed = (rate * 1_000.0) as u64 * ATTEMPTS + attempt;
-    open_loop(pods, Load { rate, seed, warm, length, give_up: Some((0.01, TARGET)) }).await
+    open_loop(pods, Load { rate, seed, warm, length, fresh: false, give_up: Some((0.01, TARGET)) }).await
 }

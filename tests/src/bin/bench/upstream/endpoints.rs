@@ -41,7 +41,8 @@ pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     upstream["endpoints"] = json!(urls[1..]);
     let pod = setup.gateway(&gateway(upstream)).await?;
     let (before, after) = (setup.seconds(4, 10), setup.seconds(10, 15));
-    let load = Load { rate: RATE, seed: 11, warm: Duration::ZERO, length: before + AWAY + after, give_up: None };
+    let load =
+        Load { rate: RATE, seed: 11, warm: Duration::ZERO, length: before + AWAY + after, fresh: false, give_up: None };
     let (mut first, address) = servers.remove(0);
     let story = async {
         sleep(before).await;

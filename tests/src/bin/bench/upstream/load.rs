@@ -29,6 +29,9 @@ use crate::{
 /// Turns under way at once to one pod; more mean that nothing is answered at all.
 const UNDER_WAY_MAX: usize = 8_000;
 
+/// Fresh sessions that one connection asks in; it reads only so many.
+const FRESH_MAX: u64 = 200;
+
 /// What is asked.
 const QUESTION: &str = "go on";
 
@@ -62,6 +65,7 @@ pub struct Client {
     receiver: Receiver,
     session: String,
     turns: u64,
+    fresh: bool,
 }
 
 /// An error frame, as far as it matters here.
@@ -75,12 +79,25 @@ impl Client {
     /// Connects.
     pub async fn open(pod: SocketAddr, number: usize, session: String) -> anyhow::Result<Self> {
         let (sender, receiver) = wire::connect(pod, number, Mode::Json, &session).await?;
-        Ok(Self { sender, receiver, session, turns: 0 })
+        Ok(Self { sender, receiver, session, turns: 0, fresh: false })
+    }
+
+    /// Asks in another session each time.
+    pub fn fresh(mut self, fresh: bool) -> Self {
+        self.fresh = fresh;
+        self
+    }
+
+    /// Whether it can be asked by again.
+    fn goes_on(&self) -> bool {
+        !self.fresh || self.turns < FRESH_MAX
     }
 
     /// Asks, and reads to the end. An error is the connection's.
     pub async fn turn(&mut self, due: Instant, text: &str) -> anyhow::Result<Turn> {
-        self.sender.text(send_frame(&self.session, self.turns, text).as_bytes()).await?;
+        let fresh = self.fresh.then(|| format!("{}-{}", self.session, self.turns));
+        let session = fresh.as_ref().unwrap_or(&self.session);
+        self.sender.text(send_frame(session, self.turns, text).as_bytes()).await?;
         self.turns += 1;
         let (mut first, mut resets) = (None, 0);
         let ended = loop {
@@ -232,6 +249,8 @@ pub struct Load {
     pub warm: Duration,
     /// Measured.
     pub length: Duration,
+    /// Each turn is in a session of its own, so that no log grows.
+    pub fresh: bool,
     /// Give up once more than this share of the turns has its first text later than that.
     pub give_up: Option<(f64, Duration)>,
 }
@@ -291,7 +310,7 @@ async fn arrivals(pod: SocketAddr, lane: usize, load: Load, start: Instant, late
         let (measured, ran) = ended?;
         match ran {
             Ok((client, turn)) => {
-                idle.push(client);
+                idle.extend(client.goes_on().then_some(client));
                 if measured {
                     late.take(&turn);
                     seen.take(&turn);
@@ -321,7 +340,7 @@ async fn arrivals(pod: SocketAddr, lane: usize, load: Load, start: Instant, late
             let turn = async {
                 let mut client = match client {
                     Some(client) => client,
-                    None => Client::open(pod, opened, session).await?,
+                    None => Client::open(pod, opened, session).await?.fresh(load.fresh),
                 };
                 let turn = client.turn(due, QUESTION).await?;
                 anyhow::Ok((client, turn))
@@ -405,7 +424,7 @@ mod tests {
     fn a_load_is_given_up_when_too_many_are_late() {
         let give_up = Some((0.01, Duration::from_millis(300)));
         let length = Duration::from_secs(10);
-        let load = Load { rate: 10.0, seed: 1, warm: Duration::ZERO, length, give_up };
+        let load = Load { rate: 10.0, seed: 1, warm: Duration::ZERO, length, fresh: false, give_up };
         let late = Late::new(&load, 2);
         for (first_ms, given_up) in [(400, false), (200, false), (301, false), (301, true)] {
             late.take(&turn(Ended::Answered, first_ms));

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::{
     ground::{Lane, addresses, gateway, upstream},
     load::{Load, closed_loop, open_loop},
@@ -24,14 +26,19 @@ const OVERLOAD: f64 = 10.0;
 /// The rows of this case.
 pub async fn run(setup: &Setup) -> anyhow::Result<Vec<Row>> {
     let simulator = super::ground::batching_server("20");
-    let config = |model| gateway(upstream(&format!("http://{model}/v1"), WORKERS, "5s"));
+    // What is answered is kept for the shortest time there is, so that what is measured is the overload's memory.
+    let config = |model| {
+        let mut config = gateway(upstream(&format!("http://{model}/v1"), WORKERS, "5s"));
+        config["sessions"]["ttl"] = json!("16s");
+        config
+    };
     let lanes = Lane::start(setup, 1, &simulator, config).await?;
     let pods = addresses(&lanes);
     let gateway = &lanes[0].gateway;
     let peak = closed_loop(&pods, CLIENTS, setup.seconds(2, 5), setup.seconds(5, 20)).await?;
-    // The queue fills up and the clients of that load connect before anything is measured.
-    let (warm, length) = (setup.seconds(8, 10), setup.seconds(8, 60));
-    let load = Load { rate: peak * OVERLOAD, seed: 7, warm, length, give_up: None };
+    // Before anything is measured the queue fills up, the clients connect, and the first sessions go.
+    let (warm, length) = (setup.seconds(25, 25), setup.seconds(8, 60));
+    let load = Load { rate: peak * OVERLOAD, seed: 7, warm, length, fresh: true, give_up: None };
     let early = async {
         tokio::time::sleep(warm + Duration::from_secs(1)).await;
         gateway.rss_bytes()
