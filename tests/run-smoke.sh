@@ -48,16 +48,22 @@ expect() {
     grep -q -- "$2" <<<"$1" || fail "no \"$2\" in: $1"
 }
 
-chat() {
+# talk WHAT: the page, a turn over SSE, one from the terminal with WHAT in its answer, and the session afterwards.
+talk() {
     expect "$(curl -fsS "$http/")" '<title>'
     local sse
     sse=$(curl -fsSN "$http/v1/sessions/smoke/turns" -H 'content-type: application/json' \
         -H 'accept: text/event-stream' -d '{"turn": "1", "text": "Hi there"}')
     for event in turn delta 'done'; do expect "$sse" "event: $event"; done
     expect "$(echo 'Hi again' | target/release/chatgateway-dataplane chat "$http")" "$1"
+    expect "$(curl -fsS "$http/v1/sessions/smoke")" '"state":"done"'
+}
+
+# chat WHAT: the same, and the OpenAI API.
+chat() {
+    talk "$1"
     expect "$(curl -fsS "$http/v1/chat/completions" -H 'content-type: application/json' \
         -d '{"messages": [{"role": "user", "content": "Hi"}]}')" '"chat.completion"'
-    expect "$(curl -fsS "$http/v1/sessions/smoke")" '"state":"done"'
 }
 
 echo "make run with the quickstart (builds first; some minutes when nothing is built)"
@@ -98,12 +104,12 @@ kill -KILL -- "-$model_sim"
 eventually 20 "the server's end" bash -c "! curl -s http://$server/v1/models"
 at_server fallback
 start fallback "$work/fallback.yaml"
-chat 'Hi again'
+talk 'Hi again'
 setsid target/debug/model-sim --listen "$server" >"$work/model-sim.log" 2>&1 &
 pids+=("$!")
-# is_back: whether the server has been asked for an answer.
+# is_back: whether the server is asked for answers.
 is_back() {
-    curl -fsS "$http/v1/chat/completions" -H 'content-type: application/json' -d '{"messages": [{"role": "user", "content": "Hi"}]}' &&
+    curl -fsS "$http/v1/sessions/back-$RANDOM/turns" -H 'content-type: application/json' -d '{"turn": "1", "text": "Hi"}' &&
         ! curl -fsS "http://$server/sim/calls" | grep -q '"count":0[,}]'
 }
 eventually 20 "a call of the server that is back" is_back
