@@ -409,7 +409,8 @@ impl<S: Clone + Eq + Hash, G: Clone + Eq + Hash> Batcher<S, G> {
     fn measure(&mut self, asks: usize, now: Instant) {
         let last = self.last_sent.replace(now);
         if self.gather.is_empty() {
-            self.last_sent = None;
+            // How fast those were served says nothing of the next ones.
+            (self.last_sent, self.pace) = (None, None);
         } else if let Some(last) = last {
             let gap = now.saturating_duration_since(last) / u32::try_from(asks.max(1)).unwrap_or(1);
             self.pace = Some(self.pace.map_or(gap, |pace| pace * 7 / 8 + gap / 8));

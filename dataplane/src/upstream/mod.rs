@@ -196,9 +196,11 @@ impl Upstreams {
     pub fn turn_deadline(&self) -> Duration {
         let at = |upstream: &Arc<Upstream>| {
             let UpstreamSettings { pool, timeouts, retries, .. } = &upstream.settings;
+            // A turn of a batch that was refused waits once more, for a place of its own.
+            let alone = if upstream.shares().is_some() { pool.queue_timeout } else { Duration::ZERO };
             let failed = pool.queue_timeout + timeouts.first_token + RETRY_WAIT_MAX;
             let again = if upstream.server().is_some() { retries.max_attempts.saturating_sub(1) } else { 0 };
-            failed * again + pool.queue_timeout + timeouts.total
+            failed * again + alone + pool.queue_timeout + timeouts.total
         };
         self.list.iter().map(at).sum()
     }

@@ -35,20 +35,30 @@ type Seats = Vec<(AskId, Arc<Seat>)>;
 
 /// Makes a call for its asks. It ends with the answer, or when nobody reads it any more.
 pub(super) async fn run(running: Running, recipe: Arc<Recipe>, seats: Seats, place: Place, ride: Arc<Ride>) {
-    tokio::select! {
+    let body = tokio::select! {
         biased;
-        () = ride.empty.notified() => {}
-        () = answer(&running, &recipe, &seats, place, &ride) => {}
+        () = ride.empty.notified() => None,
+        body = answer(&running, &recipe, &seats, place, &ride) => body,
+    };
+    drop((running, seats));
+    if let Some(mut body) = body {
+        // The connection can be used again when the rest has come.
+        let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+        drop(timeout(UPSTREAM_REST, rest).await);
     }
 }
 
-async fn answer(running: &Running, recipe: &Recipe, seats: &Seats, place: Place, ride: &Ride) {
+/// Reads the answer; what is left of a complete one.
+async fn answer(running: &Running, recipe: &Recipe, seats: &Seats, place: Place, ride: &Ride) -> Option<Incoming> {
     let batching = &running.batching;
     let server = batching.server.load_full();
     let prompts: Vec<&str> = seats.iter().map(|(_, seat)| &*seat.prompt).collect();
     let mut opened = match server.send(place, &recipe.call(&prompts)).await {
         Ok(opened) => opened,
-        Err(failure) => return fail(seats, &failure),
+        Err(failure) => {
+            fail(seats, &failure);
+            return None;
+        }
     };
     let status = opened.response.status();
     if !status.is_success() {
@@ -57,7 +67,8 @@ async fn answer(running: &Running, recipe: &Recipe, seats: &Seats, place: Place,
         drop(opened);
         let simple = recipe.dialect == Dialect::Simple;
         batching.refused(simple && [StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED].contains(&status));
-        return seats.iter().for_each(|(_, seat)| seat.alone(None));
+        seats.iter().for_each(|(_, seat)| seat.alone(None));
+        return None;
     }
     batching.accepted();
     if let Some(kind) = opened.response.headers().get(header::CONTENT_TYPE) {
@@ -65,7 +76,10 @@ async fn answer(running: &Running, recipe: &Recipe, seats: &Seats, place: Place,
     }
     let form = match Form::of(&server.name, recipe.dialect, &opened) {
         Ok(form) => form,
-        Err(failure) => return fail(seats, &opened.place.failed(failure)),
+        Err(failure) => {
+            fail(seats, &opened.place.failed(failure));
+            return None;
+        }
     };
     let Opened { place, response, deadlines } = opened;
     let prompts = seats.iter().map(|(_, seat)| (seat.prompt.len(), seat.trim));
@@ -84,16 +98,14 @@ async fn answer(running: &Running, recipe: &Recipe, seats: &Seats, place: Place,
     match reading.read(&mut body).await {
         Ok(()) => {
             reading.place.ended();
-            drop(reading);
-            // The connection can be used again when the rest has come.
-            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-            drop(timeout(UPSTREAM_REST, rest).await);
+            Some(body)
         }
         Err(failure) => {
             let failure = reading.place.failed(failure);
             // What came before still counts.
             reading.give();
             fail(seats, &failure);
+            None
         }
     }
 }
