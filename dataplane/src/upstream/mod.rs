@@ -414,7 +414,9 @@ impl UpstreamStream {
                     return Poll::Ready(Some(event.unwrap_or_else(|failure| {
                         let server = reading.server();
                         server.counters.failures.fetch_add(1, Relaxed);
-                        self.broke_off = failure.is_worth_another().then(|| server.clone());
+                        // One that took its whole time would take it again.
+                        let again = failure.is_worth_another() && reading.has_time();
+                        self.broke_off = again.then(|| server.clone());
                         failure.into()
                     })));
                 }

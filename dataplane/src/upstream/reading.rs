@@ -95,6 +95,11 @@ impl Reading {
         self._lone = Some(lone);
     }
 
+    /// Whether it has any of its total time left.
+    pub(super) fn has_time(&self) -> bool {
+        clock::now() < self.deadlines.total
+    }
+
     pub(super) fn server(&self) -> &Arc<Server> {
         &self.server
     }

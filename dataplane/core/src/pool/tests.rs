@@ -1,6 +1,7 @@
 use super::*;
 
 mod overload;
+mod schedules;
 
 const SECOND: Duration = Duration::from_secs(1);
 
