@@ -133,3 +133,23 @@ async fn an_answer_that_broke_off_may_be_asked_for_again_once_and_from_the_budge
     assert!(matches!(stream.next().await, Some(UpstreamEvent::Failed { .. })));
     assert!(!stream.may_be_asked_again());
 }
+
+#[tokio::test]
+async fn an_answer_that_took_its_whole_time_is_not_asked_for_again() {
+    let fake = Fake::start(|mut met| async move {
+        met.write(STREAM).await;
+        met.word("part").await;
+        met.closed().await;
+        None
+    })
+    .await;
+    let mut settings = patient(&fake);
+    settings.timeouts.total = Duration::from_millis(150);
+    settings.timeouts.between_tokens = SOON;
+    let upstreams = upstreams([settings]);
+    let mut stream = upstreams.ask(ask());
+    assert_eq!(text(&mut stream).await, "part");
+    let end = stream.next().await;
+    assert!(matches!(end, Some(UpstreamEvent::Failed { code: ErrorCode::UpstreamTimeout, .. })), "{end:?}");
+    assert!(!stream.may_be_asked_again());
+}
