@@ -61,6 +61,12 @@ bench-upstream: ## Measure model servers under pressure: batching, overload, a d
 		--bin chatgateway-dataplane --bin bench --bin model-sim
 	target/release/bench upstream $(ARGS)
 
+.PHONY: bench-operator
+bench-operator: ## Measure the operator at 1,000 gateways on a real API server
+	@tests/control-plane/build.sh > /dev/null
+	$(CARGO) build --release -p chatgateway-operator -p chatgateway-control-plane
+	target/release/bench-operator $(ARGS)
+
 .PHONY: crds
 crds: ## Write crds/ from the resource's types
 	$(CARGO) run --quiet -p chatgateway-operator -- crds > crds/chatgateways.yaml

@@ -1,6 +1,7 @@
 //! A real Kubernetes control plane on free ports of the loopback: etcd, kube-apiserver and kube-controller-manager. There is no
 //! node, so pods are made and never run.
 
+mod operator;
 mod process;
 
 use std::fs;
@@ -14,6 +15,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
+pub use operator::Operator;
 pub use process::Process;
 
 /// How long the API server may take to be ready. It makes its own resources first.

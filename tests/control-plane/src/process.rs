@@ -54,6 +54,11 @@ impl Process {
         self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.child().id()
+    }
+
     /// Whether it has not ended.
     pub fn is_running(&self) -> bool {
         matches!(self.child().try_wait(), Ok(None))

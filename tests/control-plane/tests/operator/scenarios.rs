@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use chatgateway_api::ChatGateway;
-use chatgateway_control_plane::Process;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, PersistentVolumeClaim, Secret, Service, ServiceAccount};
@@ -401,18 +400,14 @@ pub async fn leases(ground: &Ground) -> anyhow::Result<()> {
         written.push(ground.writes()? - before);
     }
     let other = ground.another()?;
-    until("the other one waits", || async { other.log().contains("another operator acts; this one waits") }).await?;
-    ensure!(!acts(&other), "both act");
-    ground.operator().signal(Signal::SIGTERM)?;
-    let status = ground.operator().wait(Duration::from_secs(20))?;
+    until("the other one waits", || async { other.said("another operator acts; this one waits") }).await?;
+    ensure!(!other.acts(), "both act");
+    ground.operator().process().signal(Signal::SIGTERM)?;
+    let status = ground.operator().process().wait(Duration::from_secs(20))?;
     ensure!(status.is_some_and(|status| status.success()), "the first one exited with {status:?}");
-    until("the other one acts", || async { acts(&other) }).await?;
+    until("the other one acts", || async { other.acts() }).await?;
     let ns = ground.namespace("after").await?;
     ns.apply("a", demo()).await?;
     ns.see::<Deployment>("a Deployment", "a", is_there).await?;
     Ok(())
-}
-
-fn acts(operator: &Process) -> bool {
-    operator.log().contains("this operator acts")
 }

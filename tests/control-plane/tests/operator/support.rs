@@ -1,12 +1,11 @@
 //! A control plane with an operator, and what scenarios ask of it.
 
 use std::fmt::Debug;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use chatgateway_api::ChatGateway;
-use chatgateway_control_plane::{ControlPlane, Process};
+use chatgateway_control_plane::{ControlPlane, Operator};
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
@@ -25,7 +24,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Ground {
     pub plane: Arc<ControlPlane>,
     pub client: Client,
-    operator: Process,
+    operator: Operator,
     dir: TempDir,
 }
 
@@ -35,14 +34,14 @@ impl Ground {
         let client = plane.client().await?;
         let dir = tempfile::tempdir()?;
         // The operator comes first: it waits for the definition.
-        let operator = operator(&plane, &dir, "127.0.0.1:0")?;
+        let operator = Operator::start(&plane, dir.path())?;
         let crd = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/chatgateways.yaml");
         if plane.is_own() {
-            let misses = || async { operator.log().contains("is the definition installed") };
+            let misses = || async { operator.said("is the definition installed") };
             until("the operator misses the definition", misses).await?;
         }
         plane.kubectl(&["apply", "-f", crd])?;
-        until("the operator acts", || async { operator.log().contains("this operator acts") }).await?;
+        until("the operator acts", || async { operator.acts() }).await?;
         Ok(Self { plane, client, operator, dir })
     }
 
@@ -55,45 +54,22 @@ impl Ground {
     }
 
     /// One more operator.
-    pub fn another(&self) -> anyhow::Result<Process> {
-        operator(&self.plane, &self.dir, "127.0.0.1:0")
+    pub fn another(&self) -> anyhow::Result<Operator> {
+        Operator::start(&self.plane, self.dir.path())
     }
 
-    pub fn operator(&self) -> &Process {
+    pub fn operator(&self) -> &Operator {
         &self.operator
     }
 
     pub fn last_words(&self) -> String {
-        self.operator.last_words()
+        self.operator.process().last_words()
     }
 
-    /// A figure of the operator's.
+    /// Objects that the operator has written.
     pub fn writes(&self) -> anyhow::Result<u64> {
-        let log = self.operator.log();
-        let address = log.lines().find_map(|line| {
-            let line: Value = serde_json::from_str(line).ok()?;
-            Some(line["fields"]["address"].as_str()?.to_owned())
-        });
-        let url = format!("http://{}/metrics", address.context("the operator says where it listens")?);
-        let output = std::process::Command::new("curl").args(["-sf", &url]).output()?;
-        let text = String::from_utf8(output.stdout)?;
-        let counts = text.lines().filter(|line| line.starts_with("chatgateway_operator_writes_total"));
-        Ok(counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum())
+        self.operator.metric("chatgateway_operator_writes_total")
     }
-}
-
-fn operator(plane: &ControlPlane, dir: &TempDir, listen: &str) -> anyhow::Result<Process> {
-    let args = ["run", "--listen", listen, "--lease-namespace", "default"].map(str::to_owned);
-    let env = [("KUBECONFIG", plane.kubeconfig()), ("RUST_LOG", std::path::Path::new("info"))];
-    Process::start_with(&program()?, &args, dir.path(), &env)
-}
-
-/// The operator's program beside this one.
-fn program() -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let beside =
-        own.ancestors().skip(1).take(2).map(|dir| dir.join("chatgateway-operator")).find(|path| path.is_file());
-    beside.context("no chatgateway-operator beside the tests: build it first (cargo build -p chatgateway-operator)")
 }
 
 /// Waits until something is so.

@@ -1,0 +1,63 @@
+//! The operator as a process on a control plane.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+
+use crate::{ControlPlane, Process};
+
+/// A running operator. It ends when this is dropped.
+pub struct Operator {
+    process: Process,
+}
+
+impl Operator {
+    /// Starts one with all rights; its output goes to a file in `dir`.
+    ///
+    /// # Errors
+    /// Where its program was not built.
+    pub fn start(plane: &ControlPlane, dir: &Path) -> anyhow::Result<Self> {
+        let args = ["run", "--listen", "127.0.0.1:0", "--lease-namespace", "default"].map(str::to_owned);
+        let env = [("KUBECONFIG", plane.kubeconfig()), ("RUST_LOG", Path::new("info"))];
+        Ok(Self { process: Process::start_with(&program()?, &args, dir, &env)? })
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Whether it has said this.
+    pub fn said(&self, words: &str) -> bool {
+        self.process.log().contains(words)
+    }
+
+    /// Whether it is the one that acts.
+    pub fn acts(&self) -> bool {
+        self.said("this operator acts")
+    }
+
+    /// The sum of a counter over its labels.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn metric(&self, name: &str) -> anyhow::Result<u64> {
+        let log = self.process.log();
+        let address = log.lines().find_map(|line| line.split_once("\"address\":\"")?.1.split('"').next());
+        let url = format!("http://{}/metrics", address.context("the operator has not said where it listens")?);
+        let output = Command::new("curl").args(["-sf", "--max-time", "5", &url]).output().context("curl")?;
+        anyhow::ensure!(output.status.success(), "{url} does not answer");
+        let text = String::from_utf8(output.stdout)?;
+        let counts = text.lines().filter(|line| line.starts_with(name));
+        Ok(counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum())
+    }
+}
+
+/// The operator's program beside this one.
+fn program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let beside =
+        own.ancestors().skip(1).take(2).map(|dir| dir.join("chatgateway-operator")).find(|path| path.is_file());
+    beside.context("no chatgateway-operator beside this program: build it first (cargo build -p chatgateway-operator)")
+}
