@@ -25,6 +25,9 @@ use crate::validate::{Validated, validate};
 /// Keeps a gateway until its pods have drained.
 const FINALIZER: &str = "chatgateway.dev/drain";
 
+/// How soon one is looked at again of which not everything is known yet, at the start.
+const LOOK_SOON: Duration = Duration::from_millis(200);
+
 /// How often a gateway is looked at that is not as it should be: its pods tell nobody when they have taken a configuration over.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -37,7 +40,9 @@ const PASSWORD_CHARS: usize = 32;
 /// Reconciles one gateway.
 pub(super) async fn reconcile(gateway: Arc<ChatGateway>, shared: Arc<Shared>) -> Result<Action, Error> {
     let _running = shared.health.begin();
-    shared.stores.filled().await;
+    if !shared.stores.are_filled() {
+        return Ok(Action::requeue(LOOK_SOON));
+    }
     let one = One::of(&gateway);
     if gateway.metadata.deletion_timestamp.is_some() {
         return leave(&gateway, &one, &shared).await;

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::pin::Pin;
 
 use chatgateway_api::ChatGateway;
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -135,20 +135,22 @@ pub(super) fn start(client: &Client, namespace: Option<&str>) -> Watched {
 }
 
 impl Stores {
-    /// Waits until everything that was there at the start is known.
-    pub(super) async fn filled(&self) {
-        let _ = tokio::join!(
-            self.deployments.wait_until_ready(),
-            self.stateful_sets.wait_until_ready(),
-            self.pods.wait_until_ready(),
-            self.secrets.wait_until_ready(),
-            self.config_maps.wait_until_ready(),
-            self.services.wait_until_ready(),
-            self.service_accounts.wait_until_ready(),
-            self.autoscalers.wait_until_ready(),
-            self.budgets.wait_until_ready(),
-            self.policies.wait_until_ready(),
-        );
+    /// Whether everything that was there at the start is known. Nobody may wait for it in a reconciliation: as many of them as
+    /// may run at a time would keep the controller from reading what fills the stores.
+    pub(super) fn are_filled(&self) -> bool {
+        let filled = futures_util::future::join_all([
+            self.deployments.wait_until_ready().boxed(),
+            self.stateful_sets.wait_until_ready().boxed(),
+            self.pods.wait_until_ready().boxed(),
+            self.secrets.wait_until_ready().boxed(),
+            self.config_maps.wait_until_ready().boxed(),
+            self.services.wait_until_ready().boxed(),
+            self.service_accounts.wait_until_ready().boxed(),
+            self.autoscalers.wait_until_ready().boxed(),
+            self.budgets.wait_until_ready().boxed(),
+            self.policies.wait_until_ready().boxed(),
+        ]);
+        filled.now_or_never().is_some_and(|all| all.iter().all(Result::is_ok))
     }
 
     /// Whether objects of a kind are watched.

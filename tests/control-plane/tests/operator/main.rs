@@ -13,6 +13,7 @@ const AT_ONCE: usize = 4;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_makes_what_gateways_ask_for() {
     let ground = Ground::start().await.expect("a control plane and an operator");
+    scenarios::early(&ground).await.expect("what was there before the operator is made");
     let outcomes: Vec<_> = stream::iter(scenarios::all())
         .map(|(name, scenario)| {
             let ground = &ground;

@@ -20,6 +20,12 @@ const WAIT: Duration = Duration::from_secs(60);
 /// Pause between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The namespace of the gateways that are there before the operator.
+pub const EARLY: &str = "early";
+
+/// How many those are.
+pub const EARLY_GATEWAYS: usize = 40;
+
 /// The control plane, with the definition installed and one operator.
 pub struct Ground {
     pub plane: Arc<ControlPlane>,
@@ -41,6 +47,14 @@ impl Ground {
             until("the operator misses the definition", misses).await?;
         }
         plane.kubectl(&["apply", "-f", crd])?;
+        // There are more than are reconciled at a time before the operator acts for the first time.
+        let early = Namespace { name: EARLY.to_owned(), client: client.clone(), plane: plane.clone() };
+        plane.kubectl(&["create", "namespace", EARLY])?;
+        for index in 0..EARLY_GATEWAYS {
+            early
+                .apply(&format!("g{index}"), serde_json::json!({"upstreams": [{"name": "demo", "type": "Demo"}]}))
+                .await?;
+        }
         until("the operator acts", || async { operator.acts() }).await?;
         Ok(Self { plane, client, operator, dir })
     }
