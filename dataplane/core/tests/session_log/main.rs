@@ -143,6 +143,6 @@ needed! {
     needs_retries_to_keep_the_id: RetryKeepsTheId, Network, 5_000;
     needs_takeovers_to_reset: TakeoverResets, Network, 5_000;
     needs_fresh_nonces: NoncesAreFresh, Failover, 20_000;
-    needs_fresh_random_steps: RandomStepsAreFresh, Proxy, 20_000;
+    needs_fresh_random_steps: RandomStepsAreFresh, Proxy, 200_000;
     needs_readers_that_wait_for_the_repair: ReadersWaitForTheRepair, Proxy, 20_000;
 }
