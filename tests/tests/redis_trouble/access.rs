@@ -16,7 +16,7 @@ const ACL_KEYS: &str = "~log:{*} ~ses:{*} ~dlg:{*} ~ch:{*} ~own:{*} ~pods ~rl:{*
 
 /// The commands.
 const ACL_COMMANDS: &str = "-@all +auth +hello +ping +evalsha +eval +script|load +spublish +ssubscribe +sunsubscribe \
-     +xadd +xlen +xrange +xrevrange +xtrim +get +set +hget +hgetall +hmget +hset +hdel +zadd +zrange +zrem +zremrangebyrank \
+     +xadd +xlen +xrange +xrevrange +xtrim +get +set +hget +hgetall +hmget +hset +hdel +zadd +zrange +zscore +zrem +zremrangebyrank \
      +sadd +srem +sscan +del +exists +expire +pexpireat +time";
 
 /// And what a cluster's nodes are asked beside that.
