@@ -47,8 +47,8 @@ pub struct Release {
 
 impl Default for Release {
     fn default() -> Self {
-        let image = concat!("ghcr.io/chatgateway/chatgateway-dataplane:", env!("CARGO_PKG_VERSION"));
-        Self { image: image.to_owned(), redis_image: "docker.io/library/redis:7.4".to_owned() }
+        let image = concat!("chatgateway-dataplane:", env!("CARGO_PKG_VERSION"));
+        Self { image: image.to_owned(), redis_image: "redis:7.4".to_owned() }
     }
 }
 
