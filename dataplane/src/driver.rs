@@ -12,7 +12,7 @@ use chatgateway_core::{
     error::ErrorCode,
     log::{
         Entry, EntryKind, HistoryTurn, Link, Owner, OwnerConfig, OwnerEffect, OwnerInput, Ownership, Release, Reply,
-        TurnBody, TurnId, TurnState, Unknown,
+        Request, TurnBody, TurnId, TurnState, Unknown,
     },
 };
 use tokio::time::Sleep;
@@ -61,6 +61,8 @@ struct Driver {
     /// Whether other pods follow the session, as far as is known.
     followed: bool,
     call: Option<Call>,
+    /// The check behind it.
+    look: Option<Call>,
     model: Model,
     paused: bool,
     timer: Option<Pin<Box<Sleep>>>,
@@ -109,6 +111,7 @@ impl Driver {
             connection: current,
             followed: given.followers.is_some_and(|followers| followers > 0),
             call: None,
+            look: None,
             model: Model::Off,
             paused: false,
             timer: None,
@@ -149,6 +152,9 @@ impl Driver {
             match effect {
                 OwnerEffect::Call(request) => {
                     self.call = Some(self.gateway.store().call(&self.channel.key, request));
+                }
+                OwnerEffect::Look(check) => {
+                    self.look = Some(self.gateway.store().call(&self.channel.key, Request::Check(check)));
                 }
                 OwnerEffect::Deliver(entry) => self.deliver(entry),
                 OwnerEffect::Reread => {
@@ -243,15 +249,13 @@ impl Driver {
 
     /// What happens next: the store's word first, then hints, then the model's, then time.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<OwnerInput> {
-        if let Some(call) = &mut self.call
-            && let Poll::Ready(answer) = Pin::new(call).poll(cx)
+        if let Poll::Ready((result, connection)) = poll_store(&mut self.call, &mut self.followed, cx) {
+            return Poll::Ready(OwnerInput::Reply { result, connection });
+        }
+        if self.call.is_none()
+            && let Poll::Ready((result, connection)) = poll_store(&mut self.look, &mut self.followed, cx)
         {
-            self.call = None;
-            if let Some(followers) = answer.followers {
-                self.followed = followers > 0;
-            }
-            let result = answer.result.map_err(|_| Unknown);
-            return Poll::Ready(OwnerInput::Reply { result, connection: answer.connection });
+            return Poll::Ready(OwnerInput::Looked { result, connection });
         }
         if let Poll::Ready(notice) = self.handle.poll_notice(cx) {
             return Poll::Ready(match notice {
@@ -325,6 +329,21 @@ impl Driver {
         }
         timer.as_mut().poll(cx).map(|()| OwnerInput::Tick)
     }
+}
+
+/// The outcome of a call to the store, if there is one, and the connection it was sent over. Notes whether other pods follow.
+fn poll_store(
+    call: &mut Option<Call>,
+    followed: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<(Result<Reply, Unknown>, u64)> {
+    let Some(pending) = call else { return Poll::Pending };
+    let answer = std::task::ready!(Pin::new(pending).poll(cx));
+    *call = None;
+    if let Some(followers) = answer.followers {
+        *followed = followers > 0;
+    }
+    Poll::Ready((answer.result.map_err(|_| Unknown), answer.connection))
 }
 
 impl Drop for Driver {

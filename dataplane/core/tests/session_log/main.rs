@@ -56,6 +56,7 @@ fn holds(kind: Kind) {
     assert!(count(|o| o.takeovers > 0) * 20 > outcomes.len(), "sessions change hands");
     assert!(count(|o| o.continued > 0) > 0, "partial answers are continued");
     assert!(count(|o| o.resets > 0) > 0, "partial answers are voided");
+    assert!(count(|o| o.looks > 0) * 50 > outcomes.len(), "leases are renewed behind appends");
     if kind.loses() {
         assert!(count(|o| o.told > 0) > 0, "readers are told of a loss");
     }

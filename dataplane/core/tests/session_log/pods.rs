@@ -13,7 +13,7 @@ use chatgateway_core::{
 use crate::{
     reader::Wants,
     rules::Rule,
-    world::{By, Kind, Runner, Speech, World},
+    world::{By, Flight, Kind, Runner, Speech, World},
 };
 
 impl World {
@@ -89,7 +89,8 @@ impl World {
             let Some(at) = self.pods[pod].runners.iter().position(|runner| runner.key == key) else { return };
             match effect {
                 OwnerEffect::Call(request) => {
-                    if self.flights.iter().any(|flight| flight.by == By::Owner(key)) {
+                    if self.flights.iter().any(|flight| matches!(flight.by, By::Owner(by) | By::Look(by) if by == key))
+                    {
                         self.fail("an owner has two calls outstanding");
                     }
                     if self.without == Some(Rule::CommitThenDeliver)
@@ -98,6 +99,14 @@ impl World {
                         self.deliver(entry);
                     }
                     self.call(pod, By::Owner(key), request);
+                }
+                OwnerEffect::Look(check) => {
+                    if !matches!(self.flights.last(), Some(Flight { by: By::Owner(by), request: Request::Append(_), .. }) if *by == key)
+                    {
+                        self.fail("an owner looks, and not behind an append");
+                    }
+                    self.outcome.looks += 1;
+                    self.call(pod, By::Look(key), Request::Check(check));
                 }
                 OwnerEffect::Deliver(entry) => {
                     let early = self.without == Some(Rule::CommitThenDeliver);

@@ -55,12 +55,15 @@ pub struct Outcome {
     pub resets: usize,
     pub continued: usize,
     pub told: usize,
+    pub looks: usize,
 }
 
 /// Who waits for a reply.
 #[derive(Clone, Debug, PartialEq)]
 pub enum By {
     Owner(u64),
+    /// An owner, of the check behind its append.
+    Look(u64),
     Begin(usize),
     Claim,
     Read(usize, u64),
@@ -271,7 +274,9 @@ impl World {
     fn acts(&self) -> Vec<Act> {
         let mut acts = Vec::new();
         for (i, flight) in self.flights.iter().enumerate() {
-            acts.push(if flight.result.is_some() { Act::Receive(i) } else { Act::Execute(i) });
+            if !self.waits_for_its_append(flight) {
+                acts.push(if flight.result.is_some() { Act::Receive(i) } else { Act::Execute(i) });
+            }
         }
         acts.extend((0..self.late.len()).map(Act::Late));
         for (i, sender) in self.senders.iter().enumerate() {
@@ -313,6 +318,13 @@ impl World {
         acts.extend((0..self.store.unwritten.len()).map(Act::WriteHistory));
         acts.extend((0..self.store.releases.len()).map(Act::Release));
         acts
+    }
+
+    /// Whether it is a check that is carried out after the append it was sent behind, and told of after it.
+    fn waits_for_its_append(&self, flight: &Flight) -> bool {
+        let By::Look(key) = flight.by else { return false };
+        let append = self.flights.iter().find(|other| other.by == By::Owner(key));
+        append.is_some_and(|append| append.result.is_none() || flight.result.is_some())
     }
 
     fn looks_for_leases(&self) -> bool {
@@ -439,11 +451,26 @@ impl World {
         self.check_store();
     }
 
+    /// The connection that a pod takes an answer for having come over.
+    fn as_heard(&self, pod: usize, connection: u64) -> u64 {
+        match self.without {
+            Some(Rule::CheckAfterReconnect) => 0,
+            Some(Rule::OldRepliesVerifyNothing) => self.pods[pod].connection,
+            _ => connection,
+        }
+    }
+
     fn receive(&mut self, i: usize) {
         let flight = self.flights.swap_remove(i);
         let (pod, connection) = (flight.pod, flight.connection);
         let Some(result) = flight.result else { return };
         match flight.by {
+            By::Look(key) => {
+                let connection = self.as_heard(pod, connection);
+                if let Some(r) = self.pods[pod].runners.iter().position(|runner| runner.key == key) {
+                    self.tell_owner(pod, r, OwnerInput::Looked { result, connection });
+                }
+            }
             By::Owner(key) => {
                 let lost = result.is_err();
                 if lost
@@ -454,11 +481,7 @@ impl World {
                     let again = Arc::new(chatgateway_core::log::Entry { id, ..(**entry).clone() });
                     return self.call(pod, By::Owner(key), Request::Append(again));
                 }
-                let connection = match self.without {
-                    Some(Rule::CheckAfterReconnect) => 0,
-                    Some(Rule::OldRepliesVerifyNothing) => self.pods[pod].connection,
-                    _ => connection,
-                };
+                let connection = self.as_heard(pod, connection);
                 if let Some(r) = self.pods[pod].runners.iter().position(|runner| runner.key == key) {
                     self.tell_owner(pod, r, OwnerInput::Reply { result, connection });
                 }

@@ -182,7 +182,8 @@ impl Pump {
                 _ = &mut driver => return "the connection broke".into(),
                 () = link.closed.cancelled() => return "the store, or this server's part in it, is closed".into(),
                 now = &mut elsewhere => return format!("the sentinels name {} as the primary", address(&now)),
-                () = link.waiting() => {}
+                // Whoever else is about to enqueue something may do so: they share the way there and back.
+                () = link.waiting() => tokio::task::yield_now().await,
                 () = &mut timer => {
                     let now = Instant::now();
                     let next = match flights.front() {

@@ -1,8 +1,9 @@
 //! The owner: runs the turns of one ownership, one after the other, until the session is idle or another's.
 //!
 //! A state machine without I/O. What happens goes into [`Owner::handle`], what is to be done comes out as effects, and
-//! [`Owner::timeout`] says when it wants to be woken. It commits before it delivers, has one call to the store at a time,
-//! and whenever an outcome is not known it looks at the log before it goes on: nothing here relies on the lease.
+//! [`Owner::timeout`] says when it wants to be woken. It commits before it delivers, has one call to the store at a time
+//! (a check may follow an append without waiting for it), and whenever an outcome is not known it looks at the log before
+//! it goes on: nothing here relies on the lease.
 
 mod settle;
 mod turn;
@@ -58,6 +59,13 @@ pub enum OwnerInput {
         /// The connection it was sent over.
         connection: u64,
     },
+    /// The outcome of the check that was sent behind an append. Never comes before the append's.
+    Looked {
+        /// What the store said, if that is known.
+        result: Result<Reply, Unknown>,
+        /// The connection it was sent over.
+        connection: u64,
+    },
     /// The store is now reached over this connection, or there are signs that it is another store than before.
     Connection(u64),
     /// The model said something.
@@ -100,6 +108,9 @@ pub enum Leave {
 pub enum OwnerEffect {
     /// Send this to the store, and bring the outcome, whatever it is. Never more than one at a time.
     Call(Request),
+    /// Send this check right behind the append that was given just before, and bring the outcome after that one's. Nothing else is
+    /// called before both are there.
+    Look(Check),
     /// The entry is committed: give it to readers.
     Deliver(Arc<Entry>),
     /// Something may be committed that was not delivered: local readers should look at the log.
@@ -168,12 +179,16 @@ pub struct Owner {
     upstream: Upstream,
     /// The one outstanding call.
     call: Option<Sent>,
+    /// Whether a check is under way behind it.
+    looking: bool,
     /// Sent, outcome not known.
     doubt: Option<Sent>,
     /// Calls in a row that came to nothing.
     attempts: u32,
     retry_at: Option<Instant>,
     next_check: Instant,
+    /// Whether to check before anything else: the hint may be about a cancel, after which no more text is told.
+    hinted: bool,
     leave: Option<Leave>,
     released: bool,
 }
@@ -199,10 +214,12 @@ impl Owner {
             config,
             upstream: Upstream::Off,
             call: None,
+            looking: false,
             doubt: None,
             attempts: 0,
             retry_at: None,
             next_check: now + CHECK_INTERVAL,
+            hinted: false,
             leave: None,
             released: false,
         };
@@ -240,7 +257,7 @@ impl Owner {
         if self.released {
             return None;
         }
-        let call = if self.call.is_some() { None } else { Some(self.retry_at.unwrap_or(self.next_check)) };
+        let call = if self.waits() { None } else { Some(self.retry_at.unwrap_or(self.next_check)) };
         let deadline = if self.turn.outcome.is_none() { Some(self.turn.deadline) } else { None };
         [call, deadline].into_iter().flatten().min()
     }
@@ -253,6 +270,7 @@ impl Owner {
         match input {
             OwnerInput::Text(text) => self.on_text(&text, out),
             OwnerInput::Reply { result, connection } => self.settle(result, connection, now, out),
+            OwnerInput::Looked { result, connection } => self.looked(result, connection, now, out),
             OwnerInput::Connection(connection) => {
                 if connection != self.connection {
                     self.connection = connection;
@@ -269,7 +287,7 @@ impl Owner {
                 }
             }
             // A hint may be late or wrong; what counts is what the store says.
-            OwnerInput::Cancel => self.next_check = now,
+            OwnerInput::Cancel => self.hinted = true,
             OwnerInput::Drain(Leave::AfterThisTurn) => self.leave = self.leave.or(Some(Leave::AfterThisTurn)),
             OwnerInput::Drain(Leave::Now) => {
                 self.leave = Some(Leave::Now);
@@ -291,7 +309,7 @@ impl Owner {
 
     /// Sends what is next, if nothing is outstanding.
     fn pump(&mut self, now: Instant, out: &mut Vec<OwnerEffect>) {
-        if self.released || self.call.is_some() || self.retry_at.is_some_and(|at| now < at) {
+        if self.released || self.waits() || self.retry_at.is_some_and(|at| now < at) {
             return;
         }
         self.retry_at = None;
@@ -301,12 +319,11 @@ impl Owner {
             return;
         };
         let pod = self.config.pod;
+        // Text does not wait until the lease is renewed: that would be one round trip more.
+        self.looking = matches!(sent, Sent::Append { .. }) && now >= self.next_check;
         let request = match &sent {
             Sent::Append { entry, .. } => Request::Append(Arc::clone(entry)),
-            Sent::Check => {
-                self.next_check = now + CHECK_INTERVAL;
-                Request::Check(Check { pod, epoch: self.epoch, terms: self.config.terms })
-            }
+            Sent::Check => Request::Check(self.next_look(now)),
             Sent::Read => Request::Read { after: self.turn.recovered_to(), count: READ_PAGE_ENTRIES },
             Sent::Finish(finish) => Request::Finish(finish.clone()),
             Sent::Claim(claim) => Request::Claim(claim.clone()),
@@ -315,6 +332,20 @@ impl Owner {
         };
         self.call = Some(sent);
         out.push(OwnerEffect::Call(request));
+        if self.looking {
+            out.push(OwnerEffect::Look(self.next_look(now)));
+        }
+    }
+
+    fn next_look(&mut self, now: Instant) -> Check {
+        self.next_check = now + CHECK_INTERVAL;
+        self.hinted = false;
+        Check { pod: self.config.pod, epoch: self.epoch, terms: self.config.terms }
+    }
+
+    /// Whether a call is under way.
+    fn waits(&self) -> bool {
+        self.call.is_some() || self.looking
     }
 
     fn next_call(&mut self, now: Instant, out: &mut Vec<OwnerEffect>) -> Option<Sent> {
@@ -339,7 +370,14 @@ impl Owner {
         if self.handing_over() {
             return Some(Sent::EndLease);
         }
-        if !self.verified || now >= self.next_check {
+        if !self.verified || self.hinted {
+            return Some(Sent::Check);
+        }
+        let text = if matches!(self.turn.stage, Stage::Answer) { self.next_text(out) } else { None };
+        if text.is_some() {
+            return text;
+        }
+        if now >= self.next_check {
             return Some(Sent::Check);
         }
         match self.turn.stage {
@@ -351,7 +389,7 @@ impl Owner {
                 len: self.len,
                 entry: self.entry(EntryKind::Reset),
             })),
-            Stage::Answer => self.next_text(out).or_else(|| self.next_finish()),
+            Stage::Answer => self.next_finish(),
         }
     }
 

@@ -49,6 +49,34 @@ impl Owner {
         }
     }
 
+    /// What the check said that was sent behind an append. The append is settled: committed, or in doubt.
+    pub(super) fn looked(
+        &mut self,
+        result: Result<Reply, Unknown>,
+        connection: u64,
+        now: Instant,
+        out: &mut Vec<OwnerEffect>,
+    ) {
+        if !std::mem::take(&mut self.looking) {
+            return;
+        }
+        let present = connection == self.connection;
+        match result {
+            Ok(Reply::Check(reply)) if present => {
+                self.checked(reply, now, out);
+                if self.doubt.is_none() {
+                    // There is nothing to try again.
+                    self.retry_at = None;
+                }
+            }
+            Ok(_) => {}
+            Err(Unknown) => self.lost(Sent::Check, now, out),
+        }
+        if !present {
+            self.verified = false;
+        }
+    }
+
     /// The outcome is not known.
     fn lost(&mut self, sent: Sent, now: Instant, out: &mut Vec<OwnerEffect>) {
         self.attempts += 1;

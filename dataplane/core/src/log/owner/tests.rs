@@ -19,6 +19,7 @@ struct Rig {
     connection: u64,
     owner: Owner,
     call: Option<Request>,
+    look: Option<Check>,
     events: Vec<String>,
 }
 
@@ -60,7 +61,7 @@ impl Rig {
         let config = OwnerConfig { pod, terms: TERMS, prefill, turn_deadline: Duration::from_secs(60) };
         let (now, mut out) = (Instant::now(), Vec::new());
         let owner = Owner::new(own, config, Link { connection: 1, verified: true }, 7, now, &mut out);
-        let mut rig = Self { slot, clock, now, connection: 1, owner, call: None, events: Vec::new() };
+        let mut rig = Self { slot, clock, now, connection: 1, owner, call: None, look: None, events: Vec::new() };
         rig.note(out);
         rig
     }
@@ -85,7 +86,7 @@ impl Rig {
         for effect in effects {
             let text = match effect {
                 OwnerEffect::Call(request) => {
-                    assert!(self.call.is_none(), "two calls at a time");
+                    assert!(self.call.is_none() && self.look.is_none(), "two calls at a time");
                     let text = match &request {
                         Request::Append(entry) => format!("append {}", entry_text(entry)),
                         Request::Finish(finish) => format!("finish {}", entry_text(&finish.entry)),
@@ -98,6 +99,11 @@ impl Rig {
                     };
                     self.call = Some(request);
                     text
+                }
+                OwnerEffect::Look(check) => {
+                    assert!(matches!(self.call, Some(Request::Append(_))), "a look follows an append");
+                    self.look = Some(check);
+                    "look".into()
                 }
                 OwnerEffect::Deliver(entry) => format!("deliver {}", entry_text(&entry)),
                 OwnerEffect::Ask { prefix: Some(prefix), .. } => format!("continue {prefix}"),
@@ -140,6 +146,14 @@ impl Rig {
     fn answer(&mut self) {
         let reply = self.carry_out();
         self.reply(Ok(reply));
+    }
+
+    /// The store carries out the check that was sent behind an append; the owner hears of it.
+    fn look(&mut self) {
+        let check = self.look.take().unwrap();
+        let result = Ok(execute(&mut self.slot, &Request::Check(check), self.clock));
+        let connection = self.connection;
+        self.hear(OwnerInput::Looked { result, connection });
     }
 
     fn carry_out(&mut self) -> Reply {
@@ -232,6 +246,86 @@ fn a_lost_append_is_looked_for_and_sent_again_as_it_was() {
     rig.answer();
     rig.saw(&["deliver b"]);
     assert_eq!(rig.log(), ["turn t1", "a", "b"]);
+}
+
+/// An owner whose next check is due, with an append under way and the check behind it.
+fn rig_that_looks() -> Rig {
+    let mut rig = Rig::new();
+    rig.pass(CHECK_INTERVAL);
+    rig.say("a");
+    rig.say("b");
+    rig.saw(&["deliver turn t1", "ask", "append a", "look"]);
+    rig
+}
+
+#[test]
+fn text_does_not_wait_for_the_lease_to_be_renewed() {
+    let mut rig = rig_that_looks();
+    rig.answer();
+    rig.saw(&["deliver a"]);
+    rig.look();
+    rig.saw(&["append b"]);
+    rig.answer();
+    rig.saw(&["deliver b"]);
+    assert_eq!(rig.owner.timeout(), Some(rig.now + CHECK_INTERVAL));
+    assert_eq!(rig.slot.as_ref().unwrap().root.lease_until, StoreTime(rig.clock.0 + 4_000_000));
+    rig.wake();
+    rig.saw(&["check"]);
+}
+
+#[test]
+fn a_look_tells_what_became_of_the_append_before_it() {
+    let mut rig = rig_that_looks();
+    rig.carry_out();
+    rig.reply(Err(Unknown));
+    rig.look();
+    rig.saw(&["deliver a", "append b"]);
+    let mut rig = rig_that_looks();
+    rig.reply(Ok(Reply::Append(false)));
+    rig.look();
+    rig.saw(&["append a"]);
+    // Where it is lost too, everything is as without it.
+    let mut rig = rig_that_looks();
+    rig.carry_out();
+    rig.reply(Err(Unknown));
+    rig.look = None;
+    let connection = rig.connection;
+    rig.hear(OwnerInput::Looked { result: Err(Unknown), connection });
+    rig.saw(&[]);
+    rig.wake();
+    rig.saw(&["check"]);
+    rig.answer();
+    rig.saw(&["deliver a", "append b"]);
+}
+
+#[test]
+fn a_look_over_an_earlier_connection_verifies_nothing() {
+    let mut rig = rig_that_looks();
+    rig.hear(OwnerInput::Connection(2));
+    rig.answer();
+    rig.look();
+    rig.saw(&["deliver a", "check"]);
+}
+
+#[test]
+fn a_look_finds_that_the_session_is_another_pods() {
+    let mut rig = rig_that_looks();
+    rig.pass(LEASE_TTL);
+    let claim = Claim { pod: B, nonce: Nonce(9), why: ClaimReason::Expired, jump: 1, terms: TERMS };
+    execute(&mut rig.slot, &Request::Claim(claim), rig.clock);
+    rig.answer();
+    rig.look();
+    rig.saw(&["stop", "reread", "released NotMine"]);
+    assert_eq!(rig.log(), ["turn t1", "takeover"]);
+}
+
+#[test]
+fn a_look_brings_a_cancel() {
+    let mut rig = rig_that_looks();
+    execute(&mut rig.slot, &Request::Cancel { turn: rig.owner.turn().clone() }, rig.clock);
+    rig.answer();
+    rig.look();
+    rig.saw(&["deliver a", "stop", "finish cancelled"]);
 }
 
 #[test]
