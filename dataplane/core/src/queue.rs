@@ -6,9 +6,9 @@
 //! that has the most.
 //!
 //! Whenever somebody waits, every place is taken. The shell holds an ask's [`Ticket`], asks [`FairQueue::poll`] when it is
-//! woken or the deadline is there, and calls [`FairQueue::release`] when its call is over. Each step takes a time that grows
-//! with the logarithm of those that wait; only the door counts the asks that are to be served before a new one, and no further
-//! than to the first that would be too late.
+//! woken or the deadline is there, and calls [`FairQueue::free`] when its call is over, then [`FairQueue::grant`]. Each step
+//! takes a time that grows with the logarithm of those that wait; only the door counts the asks that are to be served before
+//! a new one, and no further than to the first that would be too late.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -32,7 +32,7 @@ pub struct QueueLimits {
     pub timeout: Duration,
 }
 
-/// An ask that waits. Given back by [`FairQueue::poll`] or [`FairQueue::cancel`], once.
+/// An ask that waits. Given back by [`FairQueue::poll`] or [`FairQueue::give_up`], once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
 
@@ -254,17 +254,6 @@ impl<S: Clone + Eq + Hash> FairQueue<S> {
             self.running = self.running.saturating_sub(1);
         }
         granted
-    }
-
-    /// A waiting ask is given up. Somebody to wake, where it held a place already.
-    pub fn cancel(&mut self, ticket: Ticket, now: Instant) -> Option<Ticket> {
-        if self.give_up(ticket) { self.grant(now) } else { None }
-    }
-
-    /// A call is over. Whose turn it is now: wake it.
-    pub fn release(&mut self, now: Instant) -> Option<Ticket> {
-        self.free(now);
-        self.grant(now)
     }
 
     /// A call is over.

@@ -6,6 +6,19 @@ use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+impl<S: Clone + Eq + Hash> FairQueue<S> {
+    /// A waiting ask is given up. Whose turn it is, where it held a place already.
+    fn cancel(&mut self, ticket: Ticket, now: Instant) -> Option<Ticket> {
+        if self.give_up(ticket) { self.grant(now) } else { None }
+    }
+
+    /// A call is over. Whose turn it is now.
+    fn release(&mut self, now: Instant) -> Option<Ticket> {
+        self.free(now);
+        self.grant(now)
+    }
+}
+
 fn queue(max_concurrent: usize, max_queued: usize) -> FairQueue<u8> {
     FairQueue::new(QueueLimits { max_concurrent, max_queued, timeout: TIMEOUT })
 }
