@@ -10,7 +10,10 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 
-use crate::limits::{AFFINITY_FREE_PERCENT, AFFINITY_LOAD_PERCENT};
+use crate::{
+    limits::{AFFINITY_FREE_PERCENT, AFFINITY_LOAD_PERCENT},
+    random,
+};
 
 /// An endpoint that may be called now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +74,7 @@ pub fn of_session(candidates: &[Candidate], session: u64, bound: LoadBound) -> O
 
 /// How much a session wants to go to an endpoint.
 fn rank(endpoint: u64, session: u64) -> u64 {
-    let mut mixed = endpoint ^ session.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
+    random::mixed(endpoint ^ session.wrapping_mul(random::STEP))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! * [`retry`]: which calls are made again, and when.
 //! * [`door`]: how many of those that are refused may ask whether their turn is known.
 //! * [`discovery`]: which addresses are endpoints.
+//! * [`random`]: numbers that a seed gives.
 //! * [`sse`]: reads server-sent events from any chunks, with a bound.
 //! * [`limits`]: every bound, with the reason for its size.
 
@@ -30,5 +31,6 @@ pub mod limits;
 pub mod log;
 pub mod pool;
 pub mod queue;
+pub mod random;
 pub mod retry;
 pub mod sse;

@@ -16,6 +16,7 @@ use crate::{
     breaker::{Breaker, BreakerConfig, BreakerState, Outcome, Permit},
     limits::{ENDPOINT_REST, RETRY_AFTER_MAX, RETRY_AFTER_MIN},
     queue::{Admission, FairQueue, NoRoom, QueueLimits, Standing, Ticket, Why},
+    random::Random,
 };
 
 /// How an upstream's endpoints are used.
@@ -139,7 +140,7 @@ pub struct Pool<S> {
     wishes: HashMap<Ticket, Wish<S>>,
     granted: HashMap<Ticket, Lease>,
     woken: Vec<Ticket>,
-    random: u64,
+    random: Random,
     next_endpoint: u64,
     /// Asks put out for other sessions.
     pushed_out: u64,
@@ -156,7 +157,7 @@ impl<S: Clone + Eq + Hash> Pool<S> {
             wishes: HashMap::new(),
             granted: HashMap::new(),
             woken: Vec::new(),
-            random: seed,
+            random: Random::new(seed),
             next_endpoint: 0,
             pushed_out: 0,
         }
@@ -397,7 +398,7 @@ impl<S: Clone + Eq + Hash> Pool<S> {
 
     /// Takes a place at the endpoint that fits best: one that is neither avoided nor resting, where there is one.
     fn lease(&mut self, session: &S, avoid: &[EndpointId], now: Instant) -> Option<Lease> {
-        let random = self.next_random();
+        let random = self.random.number();
         let places = self.config.places;
         let with_room = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Candidate> {
             let all = self.endpoints.iter().enumerate();
@@ -441,15 +442,6 @@ impl<S: Clone + Eq + Hash> Pool<S> {
 
     fn endpoint(&mut self, id: EndpointId) -> Option<&mut Endpoint> {
         self.endpoints.iter_mut().find(|endpoint| endpoint.id == id)
-    }
-
-    /// SplitMix64.
-    fn next_random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
     }
 }
 

@@ -1,14 +1,16 @@
-//! A small random generator: the same seed gives the same run, everywhere.
+//! What a run is made of: the same seed gives the same run, everywhere.
 
-pub struct Random(pub u64);
+use chatgateway_core::random;
+
+pub struct Random(random::Random);
 
 impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(random::Random::new(seed))
+    }
+
     pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        self.0.number()
     }
 
     pub fn below(&mut self, bound: usize) -> usize {

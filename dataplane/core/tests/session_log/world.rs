@@ -154,7 +154,7 @@ pub struct World {
 
 impl World {
     pub fn new(kind: Kind, without: Option<Rule>, seed: u64, trace: bool) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let keep_turns = if kind == Kind::Trim { 1 } else { 40 };
         let turns = 1 + random.below(if kind == Kind::Trim { 5 } else { 3 });
         let sender = |i| Sender {

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     error::ErrorCode,
     limits::{CHECK_INTERVAL, END_LEASE_ATTEMPTS, READ_PAGE_ENTRIES, STORE_RETRY_MAX, STORE_RETRY_MIN},
+    random::Random,
 };
 
 /// What an owner is told once.
@@ -168,7 +169,7 @@ enum Upstream {
 #[derive(Debug)]
 pub struct Owner {
     config: OwnerConfig,
-    random: u64,
+    random: Random,
     connection: u64,
     /// Whether the log was seen to end where it is believed to end, over the present connection.
     verified: bool,
@@ -204,7 +205,7 @@ impl Owner {
         out: &mut Vec<OwnerEffect>,
     ) -> Self {
         let mut owner = Self {
-            random: seed,
+            random: Random::new(seed),
             connection: link.connection,
             verified: link.verified,
             epoch: own.epoch,
@@ -437,7 +438,7 @@ impl Owner {
     fn claim_after_loss(&mut self) -> Sent {
         Sent::Claim(Claim {
             pod: self.config.pod,
-            nonce: Nonce(self.next_random()),
+            nonce: Nonce(self.random.number()),
             why: ClaimReason::Loss { epoch: self.epoch },
             jump: self.next_jump(),
             terms: self.config.terms,
@@ -447,22 +448,13 @@ impl Owner {
     /// Waits before the next call: twice as long each time, and never as long as others do.
     fn back_off(&mut self, now: Instant) {
         let pause = STORE_RETRY_MIN.saturating_mul(1 << self.attempts.min(10)).min(STORE_RETRY_MAX);
-        let share = (self.next_random() >> 54) as u32; // 0..1024
+        let share = (self.random.number() >> 54) as u32; // 0..1024
         self.retry_at = Some(now + pause / 2 + pause / 2 * share / 1024);
     }
 
     /// 0..2^20.
     fn next_jump(&mut self) -> u32 {
-        (self.next_random() >> 44) as u32
-    }
-
-    /// SplitMix64.
-    fn next_random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        (self.random.number() >> 44) as u32
     }
 
     fn deliver(&self, entries: &[Arc<Entry>], out: &mut Vec<OwnerEffect>) {
