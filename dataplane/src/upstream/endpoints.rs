@@ -135,15 +135,18 @@ impl Directory {
 
     /// Looks hosts up from now on, where there are any to look up. Nothing happens outside of a runtime.
     pub(super) fn watch(self: &Arc<Self>) {
-        if self.watched.load(SeqCst) {
-            return;
-        }
-        if let Ok(runtime) = Handle::try_current()
-            && !self.lookups().is_empty()
+        // Each call for a place asks this.
+        if !self.watched.load(SeqCst)
+            && self.has_lookups()
+            && let Ok(runtime) = Handle::try_current()
             && !self.watched.swap(true, SeqCst)
         {
             runtime.spawn(keep_looking(Arc::downgrade(self)));
         }
+    }
+
+    fn has_lookups(&self) -> bool {
+        self.listing.lock().bases.iter().any(|base| base.lookup.is_some())
     }
 
     fn lookups(&self) -> Vec<(String, u16)> {
@@ -223,7 +226,7 @@ async fn keep_looking(directory: Weak<Directory>) {
     loop {
         let Some(directory) = directory.upgrade() else { return };
         directory.look().await;
-        if directory.lookups().is_empty() {
+        if !directory.has_lookups() {
             directory.watched.store(false, SeqCst);
             return;
         }

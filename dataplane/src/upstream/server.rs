@@ -185,7 +185,6 @@ impl Server {
     }
 
     /// A place at an endpoint, waited for in turn.
-    #[allow(dead_code, reason = "batches take their places before they know their calls")]
     pub(super) async fn place(&self, who: &Arc<str>) -> Result<Place, Failure> {
         self.place_elsewhere(who, &[]).await
     }
