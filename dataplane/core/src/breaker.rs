@@ -38,6 +38,9 @@ pub enum BreakerState {
 }
 
 impl BreakerState {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Closed, Self::Open, Self::HalfOpen];
+
     /// Its name in status and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -4,6 +4,7 @@
 use std::{fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
+use chatgateway_core::breaker::BreakerState;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
@@ -30,10 +31,11 @@ struct BreakerLabel {
     state: &'static str,
 }
 
-type Value<T> = fn(&T) -> u64;
+/// Name, help, value.
+type Metric<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-/// What is counted of an upstream: name, help, value.
-const COUNTERS: [(&str, &str, Value<UpstreamStatus>); 11] = [
+/// What is counted of an upstream.
+const COUNTERS: [Metric<UpstreamStatus>; 11] = [
     ("calls", "Calls made", |s| s.calls),
     ("failures", "Calls that failed", |s| s.failures),
     ("timeouts", "Calls that ran into a timeout", |s| s.timeouts),
@@ -48,11 +50,11 @@ const COUNTERS: [(&str, &str, Value<UpstreamStatus>); 11] = [
 ];
 
 /// What goes up and down of an upstream.
-const GAUGES: [(&str, &str, Value<UpstreamStatus>); 2] =
+const GAUGES: [Metric<UpstreamStatus>; 2] =
     [("in_flight", "Calls under way", |s| s.in_flight), ("waiting", "Turns that wait for a call", |s| s.waiting)];
 
 /// What is counted of an upstream's batches.
-const BATCH_COUNTERS: [(&str, &str, Value<BatchingStatus>); 4] = [
+const BATCH_COUNTERS: [Metric<BatchingStatus>; 4] = [
     ("calls", "Calls sent that turns may share", |s| s.calls),
     ("turns", "Turns sent with them", |s| s.turns),
     ("split_alone", "Batches that were refused, and whose turns were asked one by one", |s| s.split_alone),
@@ -60,15 +62,12 @@ const BATCH_COUNTERS: [(&str, &str, Value<BatchingStatus>); 4] = [
 ];
 
 /// What goes up and down of them.
-const BATCH_GAUGES: [(&str, &str, Value<BatchingStatus>); 4] = [
+const BATCH_GAUGES: [Metric<BatchingStatus>; 4] = [
     ("waiting", "Turns that wait to be sent", |s| s.waiting),
     ("last_size", "Turns of the last call", |s| s.last_size),
     ("max_size", "Turns of one call at most, at present", |s| s.max_size),
     ("window_milliseconds", "How long turns are held back at most to fill a call, at present", |s| s.window_ms as u64),
 ];
-
-/// The states of a breaker.
-const STATES: [&str; 3] = ["closed", "open", "half_open"];
 
 /// What the model servers in force say of themselves, asked when the metrics are.
 pub struct OfUpstreams(pub Arc<ArcSwap<Upstreams>>);
@@ -82,42 +81,34 @@ impl fmt::Debug for OfUpstreams {
 impl Collector for OfUpstreams {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let status = self.0.load().status();
-        let label = |status: &UpstreamStatus| UpstreamLabel { upstream: status.name.clone() };
-        for (name, help, value) in COUNTERS {
-            let name = format!("upstream_{name}");
-            let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
-            for status in &status {
-                ConstCounter::new(value(status)).encode(family.encode_family(&label(status))?)?;
-            }
-        }
-        for (name, help, value) in GAUGES {
-            let name = format!("upstream_{name}");
-            let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
-            for status in &status {
-                ConstGauge::new(signed(value(status))).encode(family.encode_family(&label(status))?)?;
-            }
-        }
-        batch_metrics(&mut encoder, &status)?;
+        let upstreams: Vec<_> = status.iter().map(|s| (s.name.as_str(), s)).collect();
+        let batching: Vec<_> = status.iter().filter_map(|s| Some((s.name.as_str(), s.batching.as_ref()?))).collect();
         let endpoints: Vec<_> = status.iter().flat_map(|s| s.endpoints.iter().map(|e| (s.name.as_str(), e))).collect();
+        of_each(&mut encoder, "upstream", (&COUNTERS, &GAUGES), &upstreams)?;
+        of_each(&mut encoder, "upstream_batch", (&BATCH_COUNTERS, &BATCH_GAUGES), &batching)?;
         endpoint_metrics(&mut encoder, &endpoints)
     }
 }
 
-fn batch_metrics(encoder: &mut DescriptorEncoder<'_>, status: &[UpstreamStatus]) -> Result<(), fmt::Error> {
-    let batching: Vec<_> = status.iter().filter_map(|s| Some((&s.name, s.batching.as_ref()?))).collect();
-    let label = |name: &str| UpstreamLabel { upstream: name.to_owned() };
-    for (name, help, value) in BATCH_COUNTERS {
-        let name = format!("upstream_batch_{name}");
-        let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
-        for (upstream, batching) in &batching {
-            ConstCounter::new(value(batching)).encode(family.encode_family(&label(upstream))?)?;
-        }
-    }
-    for (name, help, value) in BATCH_GAUGES {
-        let name = format!("upstream_batch_{name}");
-        let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
-        for (upstream, batching) in &batching {
-            ConstGauge::new(signed(value(batching))).encode(family.encode_family(&label(upstream))?)?;
+/// The same counters and gauges of each upstream.
+fn of_each<T>(
+    encoder: &mut DescriptorEncoder<'_>,
+    prefix: &str,
+    (counters, gauges): (&[Metric<T>], &[Metric<T>]),
+    upstreams: &[(&str, &T)],
+) -> Result<(), fmt::Error> {
+    let kinds = [(MetricType::Counter, counters), (MetricType::Gauge, gauges)];
+    let metrics = kinds.into_iter().flat_map(|(kind, metrics)| metrics.iter().map(move |metric| (kind, metric)));
+    for (kind, (name, help, value)) in metrics {
+        let name = format!("{prefix}_{name}");
+        let mut family = encoder.encode_descriptor(&name, help, None, kind)?;
+        for (upstream, status) in upstreams {
+            let label = UpstreamLabel { upstream: (*upstream).to_owned() };
+            let metric = family.encode_family(&label)?;
+            match kind {
+                MetricType::Gauge => ConstGauge::new(signed(value(status))).encode(metric)?,
+                _ => ConstCounter::new(value(status)).encode(metric)?,
+            }
         }
     }
     Ok(())
@@ -140,7 +131,7 @@ fn endpoint_metrics(
     let help = "Where the circuit breaker of an endpoint stands: 1 for its state";
     let mut family = encoder.encode_descriptor("upstream_endpoint_breaker", help, None, MetricType::Gauge)?;
     for (upstream, endpoint) in endpoints {
-        for state in STATES {
+        for state in BreakerState::ALL.map(BreakerState::as_str) {
             let EndpointLabel { upstream, endpoint: name } = label(upstream, endpoint);
             let label = BreakerLabel { upstream, endpoint: name, state };
             ConstGauge::new(i64::from(endpoint.breaker == state)).encode(family.encode_family(&label)?)?;
