@@ -23,14 +23,17 @@ use chatgateway_core::{
         table::{Done, Op, Outcome, Table, Terms},
         verdict::{Demand, Standings, Verdict, judge, refusal},
     },
-    limits::{LIMIT_DECISION_TIMEOUT, LIMIT_FEWER_PODS_BEATS, LIMIT_PROBE_INTERVAL},
+    limits::{LIMIT_DECISION_TIMEOUT, LIMIT_FEWER_PODS_BEATS},
     log::{SessionKey, TurnBody, TurnId},
 };
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 pub use self::{account::Account, ticket::Ticket};
-use self::{rules::RuleSet, shared::Shared};
+use self::{
+    rules::RuleSet,
+    shared::{Shared, Taken},
+};
 use crate::{clock::Clock, gateway::Caller, metrics::LimitCounts, store::Store};
 
 /// What a request that may be carried out gets.
@@ -44,6 +47,17 @@ pub struct Admission {
 
 /// Whether a running answer may have more. `Some`: it may not, and after how many microseconds it could.
 pub(crate) type Extension = BoxFuture<'static, Option<u64>>;
+
+/// What was decided about a request.
+struct Decided {
+    outcome: Outcome,
+    /// Among how many pods the limits were divided.
+    shares: u64,
+    /// The buckets that counted.
+    buckets: Vec<Arc<str>>,
+    /// What the shared buckets gave, until somebody sees to it.
+    taken: Option<Taken>,
+}
 
 /// See the module.
 pub struct Limiter {
@@ -162,17 +176,17 @@ impl Limiter {
         self.counts.decisions.inc();
         let step = Op::Take { mark: mark.clone(), tokens, buckets: buckets.clone() };
         let decided = match &self.shared {
-            None => Some((self.locally(set, 1, &step), None, 1, buckets)),
+            None => Some(Decided { outcome: self.locally(set, 1, &step), shares: 1, buckets, taken: None }),
             Some(shared) => match shared.take(step, LIMIT_DECISION_TIMEOUT).await {
-                Some(taken) => Some((taken.outcome.clone(), Some(taken), 1, buckets)),
-                None => self.alone(set, mark.clone(), tokens, buckets)?.map(|(o, shares, b)| (o, None, shares, b)),
+                Some(taken) => Some(Decided { outcome: taken.outcome.clone(), shares: 1, buckets, taken: Some(taken) }),
+                None => self.alone(set, mark.clone(), tokens, buckets)?,
             },
         };
-        let Some((outcome, guard, shares, buckets)) = decided else { return Ok(Admission::default()) };
+        let Some(Decided { outcome, shares, buckets, taken }) = decided else { return Ok(Admission::default()) };
         let (verdict, standings) = judge(&set.rules, &buckets, tokens, shares, &outcome);
         // From here on the ticket sees to what was taken.
-        if let Some(guard) = guard {
-            guard.heard();
+        if let Some(taken) = taken {
+            taken.heard();
         }
         match verdict {
             Verdict::Refused { rule, wait_us } => {
@@ -187,15 +201,14 @@ impl Limiter {
         }
     }
 
-    /// The store does not decide: what each limit says for that.
-    #[allow(clippy::type_complexity)]
+    /// The store does not decide: what each limit says for that. `None`: none of them counts meanwhile.
     fn alone(
         &self,
         set: &RuleSet,
         mark: Option<Arc<str>>,
         tokens: u64,
         buckets: Vec<Arc<str>>,
-    ) -> Result<Option<(Outcome, u64, Vec<Arc<str>>)>, Refusal> {
+    ) -> Result<Option<Decided>, Refusal> {
         self.counts.local.inc();
         if set.failure.contains(&OnStoreFailure::Closed) {
             let message =
@@ -215,7 +228,7 @@ impl Limiter {
         if let (Some(shared), Done::Done) = (&self.shared, outcome.done) {
             shared.spent_alone(set, &buckets, tokens);
         }
-        Ok(Some((outcome, shares, buckets)))
+        Ok(Some(Decided { outcome, shares, buckets, taken: None }))
     }
 
     fn locally(&self, set: &RuleSet, shares: u64, step: &Op) -> Outcome {
@@ -277,6 +290,3 @@ impl Limiter {
 fn who<'a>(caller: &'a Caller, session: Option<&'a SessionKey>) -> Who<'a> {
     Who { session, tenant: &caller.tenant, principal: &caller.principal, address: caller.address }
 }
-
-/// The pause between two questions whether the store decides again.
-const PROBE: std::time::Duration = LIMIT_PROBE_INTERVAL;

@@ -14,12 +14,15 @@ use chatgateway_core::{
         UNIT, Unit,
         table::{Done, Op, Outcome, Terms},
     },
-    limits::{LIMIT_CALL_DECISIONS, LIMIT_CALL_FULL, LIMIT_CALLS_MAX, LIMIT_LOCAL_ENTRIES_MAX, LIMIT_QUEUE_MAX},
+    limits::{
+        LIMIT_CALL_DECISIONS, LIMIT_CALL_FULL, LIMIT_CALLS_MAX, LIMIT_LOCAL_ENTRIES_MAX, LIMIT_PROBE_INTERVAL,
+        LIMIT_QUEUE_MAX,
+    },
 };
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{Limiter, PROBE, rules::RuleSet};
+use super::{Limiter, rules::RuleSet};
 use crate::{
     clock,
     store::{Store, StoreError},
@@ -127,7 +130,7 @@ impl Shared {
         {
             let mut probed = self.probed.lock();
             let now = clock::now();
-            if probed.is_some_and(|at| now < at + PROBE) {
+            if probed.is_some_and(|at| now < at + LIMIT_PROBE_INTERVAL) {
                 return;
             }
             *probed = Some(now);
@@ -187,8 +190,7 @@ impl Shared {
             let Some(then) = then else { continue };
             let undo = match step {
                 Op::Take { mark: Some(mark), buckets, .. } if outcome.done == Done::Done => {
-                    let requests = buckets.into_iter().filter(|name| name.as_bytes().get(1) == Some(&b'r')).collect();
-                    Some((Op::Undo { mark, buckets: requests }, self.clone()))
+                    Some((Op::undo(mark, buckets), self.clone()))
                 }
                 _ => None,
             };

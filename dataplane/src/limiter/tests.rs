@@ -6,7 +6,7 @@ use std::{net::IpAddr, time::Duration};
 
 use chatgateway_core::{
     limiter::Rules,
-    limits::LIMIT_CALL_FULL,
+    limits::{LIMIT_CALL_FULL, LIMIT_PROBE_INTERVAL},
     log::{Request, SessionId},
 };
 use tokio::task::JoinHandle;

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use chatgateway_core::limiter::{Unit, table::Op};
+use chatgateway_core::limiter::table::Op;
 
 use super::Limiter;
 
@@ -33,10 +33,8 @@ impl Ticket {
     /// The turn has ended long ago: it should not have taken anything.
     pub fn void(mut self) {
         if std::mem::take(&mut self.fresh) {
-            let set = self.limiter.set.load();
-            let requests = |name: &&Arc<str>| set.rules.of(name).is_some_and(|rule| rule.unit == Unit::Requests);
-            let buckets = self.buckets.iter().filter(requests).cloned().collect();
-            self.limiter.follow_up(Op::Undo { mark: self.mark.clone(), buckets });
+            let buckets = std::mem::take(&mut self.buckets);
+            self.limiter.follow_up(Op::undo(self.mark.clone(), buckets));
         }
     }
 }

@@ -63,6 +63,16 @@ impl Per {
 }
 
 impl Unit {
+    /// What a bucket of this name counts, whether or not its limit is still in force.
+    #[must_use]
+    pub fn of(bucket: &str) -> Option<Self> {
+        match bucket.as_bytes().get(1)? {
+            b'r' => Some(Self::Requests),
+            b't' => Some(Self::Tokens),
+            _ => None,
+        }
+    }
+
     /// Its name among the metrics, and in headers.
     #[must_use]
     pub const fn label(self) -> &'static str {

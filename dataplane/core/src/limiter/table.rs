@@ -49,6 +49,15 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Takes a request back that took from these buckets: as if it had never been.
+    #[must_use]
+    pub fn undo(mark: Arc<str>, buckets: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let requests = |name: &Arc<str>| Unit::of(name) == Some(Unit::Requests);
+        Self::Undo { mark, buckets: buckets.into_iter().filter(requests).collect() }
+    }
+}
+
 /// What came of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
@@ -195,7 +204,7 @@ impl Table {
         self.buckets.remove(name);
     }
 
-    /// The same. Where the clock was put far back, that the bucket fills from here is kept.
+    /// A bucket as it is now. Where the clock was put far back, that the bucket fills from here is kept.
     fn touch(&mut self, terms: Terms<'_>, name: &Arc<str>) -> Option<Bucket> {
         let bucket = self.bucket(terms, name)?;
         if self.buckets.get(name).is_some_and(|(kept, expires)| kept.at > bucket.at && *expires >= terms.now / 1_000) {

@@ -154,6 +154,28 @@ fn what_was_not_carried_out_may_take_again() {
 }
 
 #[test]
+fn a_request_that_is_undone_was_never_counted() {
+    let mut world = World::new(rules());
+    let before = world.levels();
+    let take = take("m", 60, "a");
+    world.run(&take);
+    let Op::Take { mark: Some(mark), buckets, .. } = take else { panic!("{take:?}") };
+    assert_eq!(world.done(&Op::undo(mark, buckets)), Done::Done);
+    assert_eq!(world.levels(), before);
+}
+
+#[test]
+fn a_buckets_name_tells_what_it_counts() {
+    for per in [Per::Session, Per::User, Per::Address, Per::Gateway] {
+        for unit in [Unit::Requests, Unit::Tokens] {
+            let code = rule(per, unit, 1, 1).code();
+            assert_eq!((Unit::of(code), Unit::of(&format!("{code}:rt"))), (Some(unit), Some(unit)), "{code}");
+        }
+    }
+    assert_eq!((Unit::of(""), Unit::of("g"), Unit::of(&mark_of_request(1))), (None, None, None));
+}
+
+#[test]
 fn tokens_of_a_turn_that_nobody_settles_stay_spent() {
     let mut world = World::new(Rules(vec![rule(Per::Gateway, Unit::Tokens, 1, 100)]));
     world.run(&Op::Take { mark: Some(name("m")), tokens: 100, buckets: vec![name("gt")] });
