@@ -359,7 +359,7 @@ impl<S: Clone + Eq + Hash, G: Clone + Eq + Hash> Batcher<S, G> {
 
     /// Whether another call would only wait inside the model server.
     fn is_full(&self) -> bool {
-        matches!(self.policy, BatchPolicy::Adaptive { .. }) && self.calls.len() >= self.room()
+        self.calls.len() >= self.room()
     }
 
     /// Whether the model server is so busy that fuller batches would serve more.
@@ -374,7 +374,6 @@ impl<S: Clone + Eq + Hash, G: Clone + Eq + Hash> Batcher<S, G> {
 
     /// Until when the place that is there is held back to fill the batch.
     fn hold(&mut self, group_len: usize, now: Instant) -> Option<Instant> {
-        // Who found room goes at once.
         // A full batch goes at once, and so does everybody while the model server is not busy.
         if group_len >= self.target.cap() || !self.is_busy() {
             return None;
