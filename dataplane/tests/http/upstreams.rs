@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     model::Model,
-    support::{Server, kinds, text_of},
+    support::{Event, Server, kinds, text_of},
 };
 
 fn continuing(mut settings: Settings) -> Settings {
@@ -14,6 +14,17 @@ fn continuing(mut settings: Settings) -> Settings {
         *prefill = true;
     }
     settings
+}
+
+/// A turn whose answer breaks off after "break one two". Its events until then, and those that follow.
+async fn broken_off(model: &Model, server: &Server) -> (Vec<Event>, Vec<Event>) {
+    let mut stream = server.turn_stream("s", "t", "break one two").await;
+    let mut events = Vec::new();
+    while text_of(&events) != "break one two" {
+        events.push(stream.next().await.unwrap());
+    }
+    model.kill();
+    (events, stream.until("done").await)
 }
 
 /// A pool with one place, in which nobody waits.
@@ -28,13 +39,7 @@ fn tight(model: &Model) -> Settings {
 async fn an_answer_that_breaks_off_is_told_anew_and_never_twice() {
     let model = Model::start().await;
     let server = Server::new(model.settings());
-    let mut stream = server.turn_stream("s", "t", "break one two").await;
-    let mut events = Vec::new();
-    while text_of(&events) != "break one two" {
-        events.push(stream.next().await.unwrap());
-    }
-    model.kill();
-    let rest = stream.until("done").await;
+    let (_, rest) = broken_off(&model, &server).await;
     assert_eq!(kinds(&rest), ["reset", "delta", "done"]);
     assert_eq!(text_of(&rest), "break one two");
     assert_eq!(model.calls(), 2);
@@ -48,13 +53,7 @@ async fn an_answer_that_breaks_off_is_told_anew_and_never_twice() {
 async fn an_answer_that_breaks_off_is_continued_where_the_model_server_can() {
     let model = Model::start().await;
     let server = Server::new(continuing(model.settings()));
-    let mut stream = server.turn_stream("s", "t", "break one two").await;
-    let mut events = Vec::new();
-    while text_of(&events) != "break one two" {
-        events.push(stream.next().await.unwrap());
-    }
-    model.kill();
-    let rest = stream.until("done").await;
+    let (events, rest) = broken_off(&model, &server).await;
     assert_eq!(kinds(&rest), ["delta", "done"]);
     assert_eq!(text_of(&events) + &text_of(&rest), "break one two and so on");
     assert_eq!(model.last_body()["messages"].as_array().unwrap().last().unwrap()["content"], "break one two");
