@@ -8,12 +8,13 @@ use chatgateway_core::{
     pool::{Ended, EndpointId},
     queue::{NoRoom, Why},
     retry::WaitHeaders,
+    sse::{SseError, SseEvent},
 };
 use http::{HeaderMap, StatusCode};
 use hyper_util::client::legacy;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
-use super::{UpstreamEvent, connect::ConnectTimeout, floor_boundary};
+use super::{UpstreamEvent, connect::ConnectTimeout, deadlines::Late, floor_boundary};
 use crate::clock;
 
 /// Why a call came to nothing.
@@ -46,7 +47,7 @@ impl Failure {
     }
 
     /// A timeout of the model server has passed.
-    pub(super) fn timeout(name: &str, what: &str, timeout: Duration) -> Self {
+    pub(super) fn timeout(name: &str, Late { what, timeout }: Late) -> Self {
         let message = format!("the model server {name} {what} within {} ms", timeout.as_millis());
         Self::new(ErrorCode::UpstreamTimeout, message)
     }
@@ -119,6 +120,35 @@ impl Failure {
             503 if retry_after_ms.is_some() => failure(ErrorCode::Overloaded, true),
             _ => failure(ErrorCode::UpstreamUnavailable, true),
         }
+    }
+
+    /// The answer's body cannot be read on.
+    pub(super) fn broken(name: &str, error: &hyper::Error) -> Self {
+        let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        Self::unavailable(name, &format!("broke the connection in the middle of its answer: {}", excerpt(&cause)))
+    }
+
+    /// The answer's body has ended, and the answer has not.
+    pub(super) fn incomplete(name: &str) -> Self {
+        Self::unavailable(name, "ended its answer before it was complete (no finish reason and no [DONE])")
+    }
+
+    /// The answer is not what a stream of events may be.
+    pub(super) fn unreadable(name: &str, error: SseError) -> Self {
+        Self::unavailable(name, &format!("sent what cannot be read: {error}"))
+    }
+
+    /// The error that an event of a stream is by its type. One that is written as a field is told with the chunk it stands in.
+    pub(super) fn event(name: &str, event: &SseEvent<'_>) -> Option<Self> {
+        let is_error = event.event == "error" && !event.data.contains("\"error\"");
+        let error = || serde_json::from_str(event.data).unwrap_or_else(|_| Value::from(event.data));
+        is_error.then(|| Self::told(name, &error()))
+    }
+
+    /// The error in a field of an answer, where there is one.
+    pub(super) fn field(name: &str, error: Option<&RawValue>) -> Option<Self> {
+        let error = error.filter(|error| error.get() != "null")?;
+        Some(Self::told(name, &serde_json::from_str(error.get()).unwrap_or_default()))
     }
 
     /// The model server told an error in the middle of its answer: an OpenAI error object, or only its text.

@@ -18,10 +18,11 @@ use super::{
     Kind, Upstreams,
     attempts::Attempts,
     batch::{Batching, Boarded, Lone, Piece, Recipe, Rider},
-    failure::{Failure, excerpt},
+    deadlines::{Awaited, Deadlines},
+    failure::Failure,
     pool::Place,
     reading::Timer,
-    server::{Call, Deadlines, Opened, Server},
+    server::{Call, Opened, Server},
 };
 use crate::clock;
 
@@ -249,10 +250,7 @@ impl Passing {
                 self.waiting_since = None;
                 return Poll::Ready(Some(Ok(piece)));
             }
-            Poll::Ready(Some(Err(error))) => {
-                let what = format!("broke the connection in the middle of its answer: {}", excerpt(&error.to_string()));
-                Some(Err(Failure::unavailable(&self.server.name, &what)))
-            }
+            Poll::Ready(Some(Err(error))) => Some(Err(Failure::broken(&self.server.name, &error))),
             Poll::Ready(None) => None,
         };
         let open = self.open.take();
@@ -269,17 +267,14 @@ impl Passing {
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let now = clock::now();
         let since = *self.waiting_since.get_or_insert(now);
-        let timeouts = &self.server.timeouts;
-        let between = since + timeouts.between_tokens;
-        let (deadline, what, timeout) = if !self.begun {
-            (self.deadlines.first, "did not begin to answer", self.deadlines.first_timeout)
-        } else if self.stream && between < self.deadlines.total {
-            (between, "did not go on with its answer", timeouts.between_tokens)
-        } else {
-            (self.deadlines.total, "did not complete its answer", timeouts.total)
+        let awaited = match (self.begun, self.stream) {
+            (false, _) => Awaited::Beginning,
+            (true, true) => Awaited::More,
+            (true, false) => Awaited::Rest,
         };
+        let (deadline, late) = self.deadlines.of(awaited, since);
         std::task::ready!(self.timer.poll(deadline, now, cx));
-        Poll::Ready(Some(Err(self.server.timed_out(what, timeout))))
+        Poll::Ready(late.map(|late| Err(self.server.timed_out(late))))
     }
 }
 

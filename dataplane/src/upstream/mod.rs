@@ -6,6 +6,7 @@
 mod attempts;
 mod batch;
 mod connect;
+mod deadlines;
 mod demo;
 mod endpoints;
 mod failure;

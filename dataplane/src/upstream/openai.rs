@@ -9,7 +9,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, SeqAccess, Visitor},
 };
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
 pub(super) use self::completions::Completion;
 use super::{
@@ -208,9 +208,8 @@ impl Told {
         let chunk: Chunk<'_> = serde_json::from_str(json).map_err(|error| {
             Failure::unavailable(name, &format!("sent what is no chat completion ({error}): {}", excerpt(json)))
         })?;
-        if let Some(error) = chunk.error.filter(|error| error.get() != "null") {
-            let error: Value = serde_json::from_str(error.get()).unwrap_or_default();
-            return Err(Failure::told(name, &error));
+        if let Some(failure) = Failure::field(name, chunk.error) {
+            return Err(failure);
         }
         if let Some(usage) = chunk.usage {
             self.usage = usage.into();
@@ -246,17 +245,13 @@ impl ChatStream {
     pub(super) fn read(&mut self, name: &str, mut piece: &[u8], told: &mut Told) -> Result<bool, Failure> {
         let mut progress = false;
         while !told.done {
-            let event = self
-                .parser
-                .next(&mut piece)
-                .map_err(|error| Failure::unavailable(name, &format!("sent what cannot be read: {error}")))?;
+            let event = self.parser.next(&mut piece).map_err(|error| Failure::unreadable(name, error))?;
             let Some(event) = event else { break };
             progress = true;
             if event.data == "[DONE]" {
                 told.done = true;
-            } else if event.event == "error" && !event.data.contains("\"error\"") {
-                let error = serde_json::from_str(event.data).unwrap_or_else(|_| Value::from(event.data));
-                return Err(Failure::told(name, &error));
+            } else if let Some(failure) = Failure::event(name, &event) {
+                return Err(failure);
             } else {
                 told.take(name, event.data)?;
             }

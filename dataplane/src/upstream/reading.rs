@@ -4,11 +4,10 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use chatgateway_core::limits::{UPSTREAM_JSON_MAX_BYTES, UPSTREAM_LAST_WORDS, UPSTREAM_REST};
-use http::header;
+use chatgateway_core::limits::{UPSTREAM_JSON_MAX_BYTES, UPSTREAM_REST};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -17,10 +16,11 @@ use tokio::time::Sleep;
 use super::{
     UpstreamEvent,
     batch::Lone,
-    failure::{Failure, excerpt},
+    deadlines::{Awaited, Deadlines},
+    failure::Failure,
     openai::{self, ChatStream, Told},
     pool::Place,
-    server::{Deadlines, Opened, Server},
+    server::{Opened, Server},
     simple,
 };
 use crate::clock;
@@ -59,16 +59,8 @@ pub(super) struct Reading {
 impl Format {
     /// How a server that was asked for a stream answers.
     pub(super) fn of_stream(name: &str, opened: &Opened) -> Result<Self, Failure> {
-        let value = opened.response.headers().get(header::CONTENT_TYPE);
-        let value = value.and_then(|value| value.to_str().ok()).unwrap_or("text/event-stream");
-        match value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
-            "text/event-stream" | "text/plain" | "application/octet-stream" => Ok(Self::Stream(ChatStream::new())),
-            "application/json" => Ok(Self::Completion(Vec::new())),
-            other => {
-                let what = format!("answered with {} in place of an event stream; is its URL right?", excerpt(other));
-                Err(Failure::unavailable(name, &what))
-            }
-        }
+        let stream = opened.is_stream(name)?;
+        Ok(if stream { Self::Stream(ChatStream::new()) } else { Self::Completion(Vec::new()) })
     }
 }
 
@@ -164,19 +156,14 @@ impl Reading {
     fn closed(&mut self, error: Option<&hyper::Error>) -> Result<(), Failure> {
         let name = &self.server.name;
         if let Some(error) = error.filter(|_| self.told.finish_reason.is_none()) {
-            let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
-            let what = format!("broke the connection in the middle of its answer: {}", excerpt(&cause));
-            return Err(Failure::unavailable(name, &what));
+            return Err(Failure::broken(name, error));
         }
         let held = match &mut self.format {
             Format::Stream(_) if self.told.finish_reason.is_some() => {
                 self.told.done = true;
                 return Ok(());
             }
-            Format::Stream(_) => {
-                let what = "ended its answer before it was complete (no finish reason and no [DONE])";
-                return Err(Failure::unavailable(name, what));
-            }
+            Format::Stream(_) => return Err(Failure::incomplete(name)),
             Format::Completion(held) | Format::Simple(held) => std::mem::take(held),
         };
         match self.format {
@@ -205,24 +192,17 @@ impl Reading {
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Result<UpstreamEvent, Failure>> {
         let now = clock::now();
         let since = *self.waiting_since.get_or_insert(now);
-        let timeouts = &self.server.timeouts;
-        let (deadline, what, timeout) = if self.told.finish_reason.is_some() {
-            (since + UPSTREAM_LAST_WORDS.min(timeouts.between_tokens), "", Duration::ZERO)
-        } else if self.begun {
-            (since + timeouts.between_tokens, "did not go on with its answer", timeouts.between_tokens)
-        } else {
-            (self.deadlines.first, "did not begin to answer", self.deadlines.first_timeout)
+        let awaited = match self.begun {
+            _ if self.told.finish_reason.is_some() => Awaited::LastWords,
+            false => Awaited::Beginning,
+            true => Awaited::More,
         };
-        let (deadline, what, timeout) = if self.deadlines.total < deadline {
-            (self.deadlines.total, "did not complete its answer", timeouts.total)
-        } else {
-            (deadline, what, timeout)
-        };
+        let (deadline, late) = self.deadlines.of(awaited, since);
         std::task::ready!(self.timer.poll(deadline, now, cx));
-        if self.told.finish_reason.is_some() {
-            return Poll::Ready(Ok(self.end(cx)));
-        }
-        Poll::Ready(Err(self.server.timed_out(what, timeout)))
+        Poll::Ready(match late {
+            Some(late) => Err(self.server.timed_out(late)),
+            None => Ok(self.end(cx)),
+        })
     }
 }
 

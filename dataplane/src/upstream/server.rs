@@ -3,7 +3,6 @@
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
-    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -23,8 +22,9 @@ use parking_lot::Mutex;
 
 use super::{
     connect::{Dialing, Used},
+    deadlines::{Deadlines, Late},
     endpoints::{Directory, Endpoint, Listing, Resolve},
-    failure::Failure,
+    failure::{Failure, excerpt},
     key::ApiKey,
     pool::{Entrance, Pass, Place, Pool},
     status::{Counters, EndpointStatus},
@@ -70,22 +70,31 @@ pub(super) struct Call {
     pub(super) whole: bool,
 }
 
-/// The instants by which a call must have come to something.
-#[derive(Clone, Copy)]
-pub(super) struct Deadlines {
-    /// By then something of the answer must have come.
-    pub(super) first: Instant,
-    /// How long that was from the start.
-    pub(super) first_timeout: Duration,
-    /// By then all of it.
-    pub(super) total: Instant,
-}
-
 /// An answer whose head has come.
 pub(super) struct Opened {
     pub(super) place: Place,
     pub(super) response: Response<Incoming>,
     pub(super) deadlines: Deadlines,
+}
+
+impl Opened {
+    /// Whether it is the stream that was asked for; else it is one piece of JSON, as from servers that ignore that. Most say
+    /// which, some only that it is text.
+    ///
+    /// # Errors
+    /// Where it is neither.
+    pub(super) fn is_stream(&self, name: &str) -> Result<bool, Failure> {
+        let value = self.response.headers().get(header::CONTENT_TYPE);
+        let value = value.and_then(|value| value.to_str().ok()).unwrap_or("text/event-stream");
+        match value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+            "text/event-stream" | "text/plain" | "application/octet-stream" => Ok(true),
+            "application/json" => Ok(false),
+            other => {
+                let what = format!("answered with {} in place of an event stream; is its URL right?", excerpt(other));
+                Err(Failure::unavailable(name, &what))
+            }
+        }
+    }
 }
 
 impl Planned {
@@ -167,21 +176,18 @@ impl Server {
     /// Sends a call that has its place, and waits for an answer that is no error.
     pub(super) async fn send(&self, mut place: Place, call: &Call) -> Result<Opened, Failure> {
         place.sent();
-        let start = clock::now();
-        let TimeoutSettings { first_token, total, .. } = self.timeouts;
-        let first = if call.whole { total } else { first_token.min(total) };
-        let deadlines = Deadlines { first: start + first, first_timeout: first, total: start + total };
+        let deadlines = Deadlines::new(&self.timeouts, clock::now(), call.whole);
         let endpoint = place.endpoint().clone();
         match tokio::time::timeout_at(deadlines.first.into(), self.answer(&endpoint, call)).await {
             Ok(Ok(response)) => Ok(Opened { place, response, deadlines }),
             Ok(Err(failure)) => Err(place.failed(failure)),
-            Err(_) => Err(place.failed(self.timed_out("did not begin to answer", first))),
+            Err(_) => Err(place.failed(self.timed_out(deadlines.silent()))),
         }
     }
 
-    pub(super) fn timed_out(&self, what: &str, timeout: Duration) -> Failure {
+    pub(super) fn timed_out(&self, late: Late) -> Failure {
         self.counters.timeouts.fetch_add(1, Relaxed);
-        Failure::timeout(&self.name, what, timeout)
+        Failure::timeout(&self.name, late)
     }
 
     /// A place at an endpoint, waited for in turn.

@@ -1,13 +1,10 @@
 //! The task of one batch: sends its call, reads the one answer, and gives each ask what is its own.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use chatgateway_core::{
     batch::AskId,
-    limits::{BATCH_JSON_MAX_BYTES, UPSTREAM_LAST_WORDS, UPSTREAM_LINE_MAX_BYTES, UPSTREAM_REST},
+    limits::{BATCH_JSON_MAX_BYTES, UPSTREAM_LINE_MAX_BYTES, UPSTREAM_REST},
     sse::SseParser,
 };
 use http::{StatusCode, header};
@@ -24,9 +21,10 @@ use super::{
 use crate::{
     clock,
     upstream::{
-        failure::{Failure, excerpt},
+        deadlines::{Awaited, Deadlines},
+        failure::Failure,
         pool::Place,
-        server::{Deadlines, Opened, Server},
+        server::{Opened, Server},
     },
 };
 
@@ -128,18 +126,9 @@ impl Form {
         if !matches!(dialect, Dialect::Turns | Dialect::Pass { stream: true, .. }) {
             return Ok(Self::Whole(Vec::new()));
         }
-        let value = opened.response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let kind = value.unwrap_or("text/event-stream").split(';').next().unwrap_or_default().trim();
-        match &*kind.to_ascii_lowercase() {
-            "text/event-stream" | "text/plain" | "application/octet-stream" => {
-                Ok(Self::Events(Box::new(SseParser::new(UPSTREAM_LINE_MAX_BYTES))))
-            }
-            "application/json" => Ok(Self::Whole(Vec::new())),
-            other => {
-                let what = format!("answered with {} in place of an event stream; is its URL right?", excerpt(other));
-                Err(Failure::unavailable(name, &what))
-            }
-        }
+        let stream = opened.is_stream(name)?;
+        let parser = || Box::new(SseParser::new(UPSTREAM_LINE_MAX_BYTES));
+        Ok(if stream { Self::Events(parser()) } else { Self::Whole(Vec::new()) })
     }
 }
 
@@ -161,21 +150,18 @@ struct Reading<'a> {
 impl Reading<'_> {
     async fn read(&mut self, body: &mut Incoming) -> Result<(), Failure> {
         while !self.split.is_done() {
-            let (deadline, late) = self.deadline();
+            let (deadline, late) = self.deadlines.of(self.awaited(), clock::now());
             let piece = match timeout_at(deadline.into(), body.frame()).await {
                 Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
                 Ok(Some(Err(error))) if !self.split.is_finished() => {
-                    let cause =
-                        std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-                    let what = format!("broke the connection in the middle of its answer: {}", excerpt(&cause));
-                    return Err(Failure::unavailable(&self.server.name, &what));
+                    return Err(Failure::broken(&self.server.name, &error));
                 }
                 Ok(Some(Err(_)) | None) => {
                     self.closed()?;
                     break;
                 }
                 Err(_) => match late {
-                    Some((what, after)) => return Err(self.server.timed_out(what, after)),
+                    Some(late) => return Err(self.server.timed_out(late)),
                     None => break,
                 },
             };
@@ -187,26 +173,13 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// By when something is to come, and what the server did not do if it does not, in which time; nothing, if only last words
-    /// are missing.
-    fn deadline(&self) -> (Instant, Option<(&'static str, Duration)>) {
-        let timeouts = &self.server.timeouts;
-        let now = clock::now();
+    fn awaited(&self) -> Awaited {
         let stream = matches!(self.form, Form::Events(_));
-        if stream && self.split.is_finished() {
-            return (now + UPSTREAM_LAST_WORDS.min(timeouts.between_tokens), None);
+        match self.begun {
+            _ if stream && self.split.is_finished() => Awaited::LastWords,
+            false => Awaited::Beginning,
+            true => Awaited::More,
         }
-        let (deadline, what, after) = if !self.begun {
-            (self.deadlines.first, "did not begin to answer", self.deadlines.first_timeout)
-        } else {
-            (now + timeouts.between_tokens, "did not go on with its answer", timeouts.between_tokens)
-        };
-        let (deadline, what, after) = if self.deadlines.total < deadline {
-            (self.deadlines.total, "did not complete its answer", timeouts.total)
-        } else {
-            (deadline, what, after)
-        };
-        (deadline, Some((what, after)))
     }
 
     fn piece(&mut self, mut piece: &[u8]) -> Result<(), Failure> {
@@ -221,14 +194,12 @@ impl Reading<'_> {
             }
             Form::Events(parser) => {
                 while !self.split.is_done() {
-                    let event = parser.next(&mut piece).map_err(|error| {
-                        Failure::unavailable(&self.server.name, &format!("sent what cannot be read: {error}"))
-                    })?;
+                    let event =
+                        parser.next(&mut piece).map_err(|error| Failure::unreadable(&self.server.name, error))?;
                     let Some(event) = event else { break };
                     self.begun = true;
-                    if event.event == "error" && !event.data.contains("\"error\"") {
-                        let error = serde_json::from_str(event.data).unwrap_or_else(|_| event.data.into());
-                        return Err(Failure::told(&self.server.name, &error));
+                    if let Some(failure) = Failure::event(&self.server.name, &event) {
+                        return Err(failure);
                     }
                     self.split.event(event.data)?;
                 }

@@ -126,8 +126,7 @@ impl Split {
         let event: Event<'_> = serde_json::from_str(data).map_err(|error| {
             Failure::unavailable(&self.name, &format!("sent what is no completion ({error}): {}", excerpt(data)))
         })?;
-        if let Some(error) = told(event.error) {
-            let failure = Failure::told(&self.name, &error);
+        if let Some(failure) = Failure::field(&self.name, event.error) {
             return match event.index.filter(|index| *index < self.parts.len()) {
                 Some(index) => {
                     self.fail(index, failure);
@@ -150,8 +149,8 @@ impl Split {
 
     fn choice(&mut self, choice: &Choice<'_>) {
         let reason = choice.finish_reason.as_ref().map(|reason| &*reason.0).filter(|reason| !reason.is_empty());
-        if let Some(error) = told(choice.error).or_else(|| (reason == Some("error")).then_some(Value::Null)) {
-            let failure = Failure::told(&self.name, &error);
+        let unnamed = || (reason == Some("error")).then(|| Failure::told(&self.name, &Value::Null));
+        if let Some(failure) = Failure::field(&self.name, choice.error).or_else(unnamed) {
             return self.fail(choice.index, failure);
         }
         let Some(part) = self.parts.get_mut(choice.index).filter(|part| !part.over) else { return };
@@ -250,8 +249,8 @@ impl Split {
 
     fn bodies(&mut self, body: &str) -> Result<(), Failure> {
         let event: Event<'_> = self.read(body)?;
-        if let Some(error) = told(event.error) {
-            return Err(Failure::told(&self.name, &error));
+        if let Some(failure) = Failure::field(&self.name, event.error) {
+            return Err(failure);
         }
         let mut fields: Fields<'_> = self.read(body)?;
         let choices: Vec<&RawValue> = match fields.remove("choices") {
@@ -287,11 +286,10 @@ impl Split {
             }
             let complete = part.finish_reason.is_some() || self.done && part.got > 0;
             if !complete {
-                let what = match self.done {
-                    true => "sent no answer to one prompt of a batch",
-                    false => "ended its answer before it was complete (no finish reason and no [DONE])",
+                let failure = match self.done {
+                    true => Failure::unavailable(&self.name, "sent no answer to one prompt of a batch"),
+                    false => Failure::incomplete(&self.name),
                 };
-                let failure = Failure::unavailable(&self.name, what);
                 self.fail(index, failure);
                 continue;
             }
@@ -349,12 +347,6 @@ impl Split {
             Failure::unavailable(&self.name, &what)
         })
     }
-}
-
-/// An error, where there is one.
-fn told(error: Option<&RawValue>) -> Option<Value> {
-    let error = error.filter(|error| error.get() != "null")?;
-    Some(serde_json::from_str(error.get()).unwrap_or_default())
 }
 
 /// An object with one choice, as its ask alone would have got it.

@@ -1,5 +1,5 @@
 use chatgateway_core::log::{EndKind, HistoryTurn, SessionId, SessionKey, TurnBody, TurnId, TurnState};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 
