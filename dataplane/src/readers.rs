@@ -377,7 +377,7 @@ impl Readers {
             }
             ReaderEffect::OwnerSilent { lease_over: true } => self.gateway.look_after(attached.channel.clone()),
             ReaderEffect::OwnerSilent { lease_over: false } => {
-                self.gateway.look(&attached.channel, attached.owner);
+                self.gateway.tell_owner(&attached.channel.key, attached.owner);
             }
         }
     }
