@@ -266,12 +266,9 @@ async fn hand_over(gateway: Arc<Gateway>) {
         sleep(HAND_OVER_LOOK_INTERVAL).await;
     }
     let spread = HAND_OVER_SPREAD.min((plan.deadline - plan.hand_over) / 4);
-    let last_words = plan.deadline.checked_sub(DRAIN_LAST_WORDS).unwrap_or(plan.deadline);
     loop {
-        if gateway.others.are_there() {
-            tell_owners(&gateway, Leave::Now, spread).await;
-        }
-        if clock::now() >= last_words {
+        tell_owners(&gateway, Leave::Now, spread).await;
+        if clock::now() >= plan.last_words() {
             break;
         }
         sleep(HAND_OVER_LOOK_INTERVAL).await;
@@ -282,6 +279,7 @@ async fn hand_over(gateway: Arc<Gateway>) {
     }
 }
 
+/// Tells those who run sessions here, where there is somebody to go on with these.
 async fn tell_owners(gateway: &Gateway, leave: Leave, spread: Duration) {
     let owners = gateway.hub.owners();
     if owners.is_empty() || !gateway.others.are_there() {

@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{GO_AWAY_GRACE, HAND_OVER_TIME, RECONNECT_AFTER_MAX};
+use crate::limits::{DRAIN_LAST_WORDS, GO_AWAY_GRACE, HAND_OVER_TIME, RECONNECT_AFTER_MAX};
 
 /// The times of one drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,12 @@ impl DrainPlan {
         if answering { self.deadline.max(now) } else { (now + GO_AWAY_GRACE).min(self.deadline).max(now) }
     }
 
+    /// When the last words are to be said, so that they are heard before it is over.
+    #[must_use]
+    pub fn last_words(&self) -> Instant {
+        self.deadline.checked_sub(DRAIN_LAST_WORDS).map_or(self.deadline, |at| at.max(self.floor))
+    }
+
     /// What to do `now` with so much left.
     #[must_use]
     pub fn phase(&self, now: Instant, left: Left) -> Phase {
@@ -134,6 +140,13 @@ mod tests {
         assert_eq!(plan.phase(t + 6 * S, Left { connections: 0, turns: 1 }), Phase::Leaving);
         assert_eq!(plan.phase(t + 6 * S, Left::default()), Phase::Done);
         assert_eq!(plan.phase(t + 60 * S, one), Phase::Expired);
+    }
+
+    #[test]
+    fn last_words_are_said_before_the_deadline_and_not_before_the_floor() {
+        let t = Instant::now();
+        assert_eq!(DrainPlan::new(t, 5 * S, 10 * S, 60 * S).last_words(), t + 60 * S - DRAIN_LAST_WORDS);
+        assert_eq!(DrainPlan::new(t, 5 * S, 10 * S, 5 * S).last_words(), t + 5 * S);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chatgateway_core::{drain::DrainPlan, limits::DRAIN_LAST_WORDS};
+use chatgateway_core::drain::DrainPlan;
 use chatgateway_proto::v1::{self, ServerMessage, server_message::Message};
 use tokio::time::Sleep;
 
@@ -74,8 +74,7 @@ impl Parting {
 
     /// A little before the process ends, so that the status still arrives.
     fn close_time(&self, now: Instant, answering: bool) -> Instant {
-        let plan = self.gateway.start_drain();
-        let last_words = plan.deadline.checked_sub(DRAIN_LAST_WORDS).map_or(plan.deadline, |t| t.max(plan.floor));
+        let last_words = self.gateway.start_drain().last_words();
         self.gateway.close_at(now, answering).min(last_words).max(now)
     }
 }

@@ -1,8 +1,8 @@
 //! How an HTTP answer that takes its time takes part in the pod's drain.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use chatgateway_core::{drain::DrainPlan, limits::DRAIN_LAST_WORDS};
+use chatgateway_core::drain::DrainPlan;
 use tokio::{sync::watch, time::sleep_until};
 
 use crate::{
@@ -53,7 +53,7 @@ impl Farewell {
             self.word.told().await;
             let now = clock::now();
             let end = match *self.drain.borrow() {
-                Some(plan) if answering => last_words(&plan),
+                Some(plan) if answering => plan.last_words(),
                 _ => now,
             };
             return Moment::Tell { reconnect_after, time_left: end.saturating_duration_since(now) };
@@ -76,12 +76,7 @@ pub async fn deadline(drain: &mut watch::Receiver<Option<DrainPlan>>) {
             std::future::pending::<()>().await;
         }
     };
-    sleep_until(last_words(&plan).into()).await;
-}
-
-/// A little before the server closes what is left, so that the client is told and does not only lose its connection.
-fn last_words(plan: &DrainPlan) -> Instant {
-    plan.deadline.checked_sub(DRAIN_LAST_WORDS).map_or(plan.deadline, |t| t.max(plan.floor))
+    sleep_until(plan.last_words().into()).await;
 }
 
 #[cfg(test)]
