@@ -31,6 +31,10 @@ unit: ## Run the Rust tests: unit, golden, property, in-process and with real pr
 	$(CARGO) build --workspace --bins
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --workspace
 
+.PHONY: charts-test
+charts-test: ## Test the charts and plain files: rendered, on a real API server, installed, upgraded, with their rights
+	tests/charts/run.sh
+
 .PHONY: page-test
 page-test: ## Test the chat page in a real headless Chromium
 	tests/page/run.sh
@@ -67,13 +71,22 @@ bench-operator: ## Measure the operator at 1,000 gateways on a real API server
 	$(CARGO) build --release -p chatgateway-operator -p chatgateway-control-plane
 	target/release/bench-operator $(ARGS)
 
+.PHONY: images
+images: ## Build the images of operator and data plane with docker, podman or buildah (IMAGES="chatgateway-model-sim")
+	images/build.sh $(IMAGES)
+
 .PHONY: crds
 crds: ## Write crds/ from the resource's types
 	$(CARGO) run --quiet -p chatgateway-operator -- crds > crds/chatgateways.yaml
 
+.PHONY: charts
+charts: ## Write what charts/ and deploy/ make from crds/ and from each other
+	charts/generate.sh
+
 .PHONY: goldens
 goldens: ## Rewrite the golden files; look at the difference before you commit it
 	UPDATE_GOLDENS=1 $(CARGO) test --workspace golden
+	UPDATE_GOLDENS=1 tests/charts/run.sh render
 
 .PHONY: fmt
 fmt: ## Format the code
