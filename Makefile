@@ -48,6 +48,14 @@ chaos: ## Break pods, Redis and the network under hundreds of clients, and check
 	$(CARGO) build -p chatgateway-dataplane -p chatgateway-tests --bin chatgateway-dataplane --bin chaos
 	target/debug/chaos $(ARGS)
 
+.PHONY: cluster
+cluster: ## Start a real one-node Kubernetes cluster (by kind where docker is, else from source packages), and print how to use it
+	@tests/cluster/up.sh
+
+.PHONY: cluster-down
+cluster-down: ## End that cluster; nothing is left of it but built programs
+	@tests/cluster/down.sh
+
 .PHONY: bench
 bench: ## Measure speed and memory against baselines in the same run (ARGS="--quick", ARGS="--case NAME")
 	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests
