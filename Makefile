@@ -17,7 +17,7 @@ run: ## Build, and run MANIFEST (default examples/quickstart.yaml) on this machi
 	@exec target/release/chatgateway-operator standalone -f $(MANIFEST) $(ARGS)
 
 .PHONY: test
-test: lint unit page-test peers ## Install what tests need, then run everything
+test: lint unit charts-test page-test peers ## Install what tests need, then run everything
 
 .PHONY: lint
 lint: ## Check formatting and lints

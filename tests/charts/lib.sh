@@ -1,5 +1,6 @@
 # What the charts' tests share. Sourced by each of them, in the repository's root.
-set -euo pipefail
+set -Eeuo pipefail
+trap 'echo "$(basename "$0" .sh): line $LINENO failed: $BASH_COMMAND" >&2' ERR
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 work=$(mktemp -d)

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-all=(generated lint render)
+all=(generated lint render cluster)
 names=("$@")
 [ ${#names[@]} -gt 0 ] || names=("${all[@]}")
 tests/charts/build.sh > /dev/null

@@ -42,6 +42,14 @@ impl ControlPlane {
     /// # Errors
     /// Where a program is missing and cannot be built, or does not get ready.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_audited(None)
+    }
+
+    /// The same; one that is started here writes who asked for what, and whether they might, into a file.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn start_audited(audit: Option<&Path>) -> anyhow::Result<Self> {
         if let Some(kubeconfig) = std::env::var_os("KUBECONFIG") {
             let (kubeconfig, kubectl) = (PathBuf::from(kubeconfig), PathBuf::from("kubectl"));
             return Ok(Self { kubeconfig, kubectl, _processes: Vec::new(), dir: None });
@@ -51,7 +59,7 @@ impl ControlPlane {
         loop {
             let dir = tempfile::tempdir()?;
             attempts += 1;
-            match (Starting { programs: &programs, dir: dir.path() }).start() {
+            match (Starting { programs: &programs, dir: dir.path(), audit }).start() {
                 Ok(processes) => {
                     let (kubeconfig, kubectl) = (dir.path().join("admin.kubeconfig"), programs.join("kubectl"));
                     return Ok(Self { kubeconfig, kubectl, _processes: processes, dir: Some(dir) });
@@ -114,6 +122,7 @@ fn free_port() -> anyhow::Result<u16> {
 struct Starting<'a> {
     programs: &'a Path,
     dir: &'a Path,
+    audit: Option<&'a Path>,
 }
 
 impl Starting<'_> {
@@ -166,7 +175,20 @@ impl Starting<'_> {
             ("--service-account-signing-key-file", self.path("accounts.key")),
             ("--cert-dir", self.path("apiserver")),
         ];
+        let args = [&args[..], &self.audit()?].concat();
         Process::start(&self.programs.join("kube-apiserver"), &flags(&args), self.dir)
+    }
+
+    /// What makes the API server write an audit log, where one is wanted: one line for each request that was answered.
+    fn audit(&self) -> anyhow::Result<Vec<(&'static str, String)>> {
+        let Some(log) = self.audit else { return Ok(Vec::new()) };
+        let policy = serde_json::json!({
+            "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
+            "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}],
+        });
+        fs::write(self.dir.join("audit-policy.yaml"), policy.to_string())?;
+        let log = log.to_string_lossy().into_owned();
+        Ok(vec![("--audit-policy-file", self.path("audit-policy.yaml")), ("--audit-log-path", log)])
     }
 
     fn controller_manager(&self) -> anyhow::Result<Process> {
