@@ -81,6 +81,17 @@ pub struct BatchLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AskId(u64);
 
+/// An ask that was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// By which it is known.
+    pub ask: AskId,
+    /// When it has waited too long; the caller then lets it [leave](Batcher::leave).
+    pub deadline: Instant,
+    /// This one had to leave for it, to be told so.
+    pub pushed_out: Option<AskId>,
+}
+
 /// A call that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallId(u64);
@@ -207,30 +218,35 @@ impl<S: Clone + Eq + Hash, G: Clone + Eq + Hash> Batcher<S, G> {
         self.limits = limits;
     }
 
-    /// An ask comes. Those of one group may share a call. It waits at most until the time that is given back; the caller
-    /// then lets it [leave](Self::leave).
+    /// An ask comes. Those of one group may share a call.
     ///
     /// # Errors
     /// Too many wait; when it may go better.
-    pub fn ask(&mut self, session: &S, group: &G, now: Instant) -> Result<(AskId, Instant), Duration> {
-        self.door()?;
+    pub fn ask(&mut self, session: &S, group: &G, now: Instant) -> Result<Taken, Duration> {
+        self.door(session)?;
+        let pushed_out = if self.is_crowded() { self.gather.push_out() } else { None };
         let taken = self.calls.len() as f64 / self.room() as f64;
         self.busy += (taken.min(1.0) - self.busy) / BATCH_BUSY_ASKS;
         let ask = self.gather.push(session, group, now);
-        Ok((ask, now + self.limits.timeout))
+        Ok(Taken { ask, deadline: now + self.limits.timeout, pushed_out })
     }
 
-    /// Whether an ask would be taken in.
+    /// Whether an ask of `session` would be taken in. Where as many wait as may, it is if it puts one of a session out that has
+    /// more, as in a [queue](crate::queue) without batches.
     ///
     /// # Errors
     /// Too many wait for that, or so many that it would only time out; when it may go better.
-    pub fn door(&self) -> Result<(), Duration> {
-        let waiting = self.gather.len();
-        let full = waiting >= self.limits.max_queued.max(self.policy.max_size());
-        if full || waiting > self.policy.max_size() && self.wait() > self.limits.timeout {
+    pub fn door(&self, session: &S) -> Result<(), Duration> {
+        let full = self.is_crowded() && !self.gather.may_push_out(session);
+        if full || self.gather.len() > self.policy.max_size() && self.wait() > self.limits.timeout {
             return Err(self.retry_after());
         }
         Ok(())
+    }
+
+    /// Whether as many wait as may.
+    fn is_crowded(&self) -> bool {
+        self.gather.len() >= self.limits.max_queued.max(self.policy.max_size())
     }
 
     /// When those who wait now will have been served, as clients are told.

@@ -221,7 +221,7 @@ impl Upstreams {
         let mut soonest: Option<Failure> = None;
         for upstream in &candidates {
             let Some(server) = upstream.server() else { return Ok(None) };
-            match upstream.shares().map_or(Ok(()), |batching| batching.door()).and_then(|()| server.door(who)) {
+            match upstream.shares().map_or(Ok(()), |batching| batching.door(who)).and_then(|()| server.door(who)) {
                 Ok(pass) => return Ok(Some(pass)),
                 Err(failure) => {
                     if soonest.as_ref().is_none_or(|held| failure.retry_after_ms < held.retry_after_ms) {

@@ -21,11 +21,13 @@ pub(super) struct Asked<S, G> {
 struct Turns<S> {
     asks: HashMap<S, VecDeque<AskId>>,
     order: VecDeque<S>,
+    /// How many sessions have more than so many asks.
+    rounds: Vec<usize>,
 }
 
 impl<S> Default for Turns<S> {
     fn default() -> Self {
-        Self { asks: HashMap::new(), order: VecDeque::new() }
+        Self { asks: HashMap::new(), order: VecDeque::new(), rounds: Vec::new() }
     }
 }
 
@@ -35,12 +37,23 @@ impl<S: Clone + Eq + Hash> Turns<S> {
         if asks.is_empty() {
             self.order.push_back(session.clone());
         }
+        if self.rounds.len() == asks.len() {
+            self.rounds.push(0);
+        }
+        self.rounds[asks.len()] += 1;
         asks.push_back(ask);
     }
 
     fn remove(&mut self, session: &S, ask: AskId) {
         let Some(asks) = self.asks.get_mut(session) else { return };
+        let before = asks.len();
         asks.retain(|waiting| *waiting != ask);
+        for round in asks.len()..before {
+            self.rounds[round] -= 1;
+        }
+        if self.rounds.last() == Some(&0) {
+            self.rounds.pop();
+        }
         if asks.is_empty() {
             self.asks.remove(session);
             self.order.retain(|waiting| waiting != session);
@@ -54,6 +67,18 @@ impl<S: Clone + Eq + Hash> Turns<S> {
             self.order.retain(|waiting| waiting != session);
             self.order.push_back(session.clone());
         }
+    }
+
+    /// How many asks a session has.
+    fn count(&self, session: &S) -> usize {
+        self.asks.get(session).map_or(0, VecDeque::len)
+    }
+
+    /// The newest ask of the session that has the most.
+    fn greediest(&self) -> Option<AskId> {
+        let most = self.rounds.len();
+        let session = self.order.iter().rev().find(|session| self.count(session) == most)?;
+        self.asks.get(session)?.back().copied()
     }
 
     fn first(&self) -> Option<AskId> {
@@ -136,6 +161,19 @@ impl<S: Clone + Eq + Hash, G: Clone + Eq + Hash> Gather<S, G> {
 
     pub(super) fn next_session(&self) -> Option<&S> {
         self.turns.order.front()
+    }
+
+    /// Whether a session has so few asks that another one has more even after it has lost one to this one: else the two would put
+    /// each other out for ever.
+    pub(super) fn may_push_out(&self, session: &S) -> bool {
+        self.turns.rounds.len() >= self.turns.count(session) + 2
+    }
+
+    /// Takes out the newest ask of the session that has the most.
+    pub(super) fn push_out(&mut self) -> Option<AskId> {
+        let ask = self.turns.greediest()?;
+        self.remove(ask);
+        Some(ask)
     }
 
     pub(super) fn push(&mut self, session: &S, group: &G, now: Instant) -> AskId {

@@ -15,7 +15,7 @@ fn batcher(policy: BatchPolicy, max_concurrent: usize, max_queued: usize) -> Tes
 }
 
 fn ask(batcher: &mut TestBatcher, session: u32, now: Instant) -> AskId {
-    batcher.ask(&session, &"g", now).unwrap().0
+    batcher.ask(&session, &"g", now).unwrap().ask
 }
 
 fn send(batcher: &mut TestBatcher, now: Instant) -> Batch<&'static str> {
@@ -168,7 +168,7 @@ fn a_session_with_many_asks_delays_another_by_one_call() {
 fn asks_of_different_groups_never_share_a_call_and_each_group_has_its_turn() {
     let now = Instant::now();
     let mut batcher = batcher(ADAPTIVE, 1, 100);
-    let mut ask = |session: u32, group| batcher.ask(&session, &group, now).unwrap().0;
+    let mut ask = |session: u32, group| batcher.ask(&session, &group, now).unwrap().ask;
     let asks = [ask(1, "a"), ask(1, "b"), ask(2, "b"), ask(3, "a"), ask(2, "a")];
     let mut sent = Vec::new();
     while let Take::Send(batch) = batcher.take(0, now) {
@@ -196,20 +196,58 @@ fn many_wait_and_more_are_refused() {
 }
 
 #[test]
+fn a_full_queue_takes_a_session_with_few_asks_by_putting_out_the_newest_of_the_one_with_the_most() {
+    let now = Instant::now();
+    let mut batcher = batcher(ADAPTIVE, 1, 6);
+    let few: Vec<_> = (0..2).map(|_| ask(&mut batcher, 2, now)).collect();
+    let many: Vec<_> = (0..4).map(|_| ask(&mut batcher, 1, now)).collect();
+    assert!(batcher.ask(&1, &"g", now).is_err(), "it has the most itself");
+    assert_eq!(batcher.door(&3), Ok(()));
+    let taken = batcher.ask(&3, &"other", now).unwrap();
+    assert_eq!(taken.pushed_out, Some(many[3]));
+    assert!(!batcher.leave(many[3]), "it is out");
+    // Three, two and one: only who has one or none can put one of the three out.
+    assert!(batcher.door(&2).is_err());
+    let single = batcher.ask(&3, &"other", now).unwrap();
+    assert_eq!(single.pushed_out, Some(many[2]));
+    // Two each: whoever put one out would be put out in turn.
+    assert!(batcher.door(&3).is_err());
+    let newcomer = batcher.ask(&4, &"g", now).unwrap();
+    assert_eq!(newcomer.pushed_out, Some(single.ask), "of those with as many, the one whose turn is last");
+    assert_eq!((batcher.view().waiting, batcher.view().left), (6, 0));
+    let mut sent = Vec::new();
+    while let Take::Send(batch) = batcher.take(0, now) {
+        sent.extend(batch.asks);
+    }
+    sent.sort_unstable();
+    assert_eq!(sent, [few[0], few[1], many[0], many[1], taken.ask, newcomer.ask]);
+}
+
+#[test]
+fn nobody_is_put_out_while_there_is_room() {
+    let now = Instant::now();
+    let mut batcher = batcher(ADAPTIVE, 1, 6);
+    for _ in 0..5 {
+        ask(&mut batcher, 1, now);
+    }
+    assert_eq!(batcher.ask(&2, &"g", now).unwrap().pushed_out, None);
+}
+
+#[test]
 fn who_would_only_wait_in_vain_is_refused_at_the_door() {
     let mut now = Instant::now();
     let mut batcher = batcher(ADAPTIVE, 1, 1_000);
     for i in 0..100 {
         ask(&mut batcher, i, now);
     }
-    assert_eq!(batcher.door(), Ok(()), "nothing is known of the pace");
+    assert_eq!(batcher.door(&200), Ok(()), "nothing is known of the pace");
     // Four asks every 2 s.
     for _ in 0..3 {
         let call = send(&mut batcher, now).call;
         now += ms(2_000);
         batcher.ended(call);
     }
-    let retry_after = batcher.door().unwrap_err();
+    let retry_after = batcher.door(&200).unwrap_err();
     assert_eq!(retry_after, RETRY_AFTER_MAX);
     assert_eq!(batcher.ask(&200, &"g", now), Err(retry_after));
 }
@@ -282,7 +320,7 @@ proptest! {
         prop_assert_eq!(shares.iter().map(|share| u128::from(*share)).sum::<u128>(), u128::from(total));
     }
 
-    /// Whatever happens: each ask is sent once or left, never both; calls are in bounds and of one group; nobody who may go is
+    /// Whatever happens: each ask is sent once, left or was put out, never two of them; calls are in bounds and of one group; nobody who may go is
     /// forgotten.
     #[test]
     fn each_ask_is_sent_once_or_leaves(
@@ -291,18 +329,30 @@ proptest! {
         steps in prop::collection::vec(happens(), 1..200),
     ) {
         let mut now = Instant::now();
-        let mut batcher = batcher(if fixed { FIXED } else { ADAPTIVE }, places, 50);
-        let mut waiting: Vec<(AskId, &'static str)> = Vec::new();
+        let mut batcher = batcher(if fixed { FIXED } else { ADAPTIVE }, places, 12);
+        let mut waiting: Vec<(AskId, &'static str, u32)> = Vec::new();
         let mut running: Vec<CallId> = Vec::new();
         let mut asked = 0;
         let mut sent = 0;
         let mut left = 0;
+        let mut out = 0;
         for step in steps.into_iter().chain(std::iter::repeat_n(Happens::Later(60), 1)) {
             match step {
                 Happens::Ask(session, group) => {
                     let group = if group { "a" } else { "b" };
-                    if let Ok((ask, _)) = batcher.ask(&session, &group, now) {
-                        waiting.push((ask, group));
+                    if let Ok(taken) = batcher.ask(&session, &group, now) {
+                        if let Some(pushed_out) = taken.pushed_out {
+                            let of = |session| waiting.iter().filter(|(_, _, of)| *of == session).count();
+                            let at = waiting.iter().rposition(|(ask, _, _)| *ask == pushed_out);
+                            prop_assert!(at.is_some(), "put out twice");
+                            let (_, _, greedy) = waiting[at.unwrap_or(0)];
+                            prop_assert!((0..5).all(|other| of(other) <= of(greedy)), "another one had more");
+                            prop_assert!(of(session) + 1 < of(greedy), "they would put each other out for ever");
+                            prop_assert_eq!(waiting.len(), 12, "there was room");
+                            waiting.remove(at.unwrap_or(0));
+                            out += 1;
+                        }
+                        waiting.push((taken.ask, group, session));
                         asked += 1;
                     }
                 }
@@ -319,7 +369,7 @@ proptest! {
                     Take::Send(batch) => {
                         prop_assert!((1..=4).contains(&batch.asks.len()));
                         for ask in &batch.asks {
-                            let at = waiting.iter().position(|(waits, group)| waits == ask && *group == batch.group);
+                            let at = waiting.iter().position(|(waits, group, _)| waits == ask && *group == batch.group);
                             prop_assert!(at.is_some(), "sent twice, or in the wrong company");
                             waiting.remove(at.unwrap_or(0));
                             batcher.first_token(batch.call, *ask, now);
@@ -334,7 +384,7 @@ proptest! {
                     Take::Nothing => prop_assert!(false, "a place without a use"),
                 }
             }
-            prop_assert_eq!(asked, sent + left + waiting.len());
+            prop_assert_eq!(asked, sent + left + out + waiting.len());
             prop_assert_eq!((batcher.view().waiting, batcher.view().running), (waiting.len(), running.len()));
         }
         while let Some(call) = running.pop() {

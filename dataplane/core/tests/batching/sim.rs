@@ -139,7 +139,7 @@ impl Sim {
         self.asked += 1;
         let session = self.asked;
         match self.batcher.ask(&session, &(), self.now) {
-            Ok((ask, _)) => drop(self.came.insert(ask, self.now)),
+            Ok(taken) => drop(self.came.insert(taken.ask, self.now)),
             Err(_) => self.outcome.refused += 1,
         }
         if self.asked < self.world.asks {

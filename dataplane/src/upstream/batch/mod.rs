@@ -16,13 +16,13 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use chatgateway_config::{BatchingSettings, PoolSettings, UpstreamSettings};
 use chatgateway_core::{
-    batch::{AskId, Batch, BatchLimits, BatchPolicy, Batcher, CallId, Step, Take},
+    batch::{AskId, Batch, BatchLimits, BatchPolicy, Batcher, CallId, Step, Take, Taken},
     limits::{BATCH_ALONE, BATCH_REFUSALS_MAX},
     queue::{NoRoom, Why},
 };
@@ -128,10 +128,9 @@ impl Batching {
             Ok(Some(Found::Piece(piece))) => Ok(Boarded::Rides(rider, piece)),
             Ok(None) => Ok(Boarded::Alone(None)),
             Err(()) => {
-                let server = self.server.load();
-                server.counters.queue_timeouts.fetch_add(1, Relaxed);
+                self.server.load().counters.queue_timeouts.fetch_add(1, Relaxed);
                 let retry_after = self.inner.lock().batcher.retry_after();
-                Err(Failure::no_room(&server.name, NoRoom { why: Why::TimedOut, retry_after }))
+                Err(self.no_room(Why::TimedOut, retry_after))
             }
         }
     }
@@ -144,19 +143,24 @@ impl Batching {
         trim: bool,
     ) -> Result<(Rider, Instant), Failure> {
         let mut inner = self.inner.lock();
-        let (ask, deadline) = match inner.batcher.ask(who, &recipe, clock::now()) {
-            Ok(asked) => asked,
+        let Taken { ask, deadline, pushed_out } = match inner.batcher.ask(who, &recipe, clock::now()) {
+            Ok(taken) => taken,
             Err(retry_after) => {
                 drop(inner);
-                let server = self.server.load();
-                server.counters.overflows.fetch_add(1, Relaxed);
-                return Err(Failure::no_room(&server.name, NoRoom { why: Why::Full, retry_after }));
+                self.server.load().counters.overflows.fetch_add(1, Relaxed);
+                return Err(self.no_room(Why::Full, retry_after));
             }
         };
         let seat = Seat::new(prompt, trim);
         inner.seats.insert(ask, seat.clone());
+        let out = pushed_out.and_then(|out| inner.seats.remove(&out));
+        let retry_after = inner.batcher.retry_after();
         let starts = !std::mem::replace(&mut inner.pumping, true);
         drop(inner);
+        if let Some(out) = out {
+            self.server.load().counters.pushed_out.fetch_add(1, Relaxed);
+            out.push(Piece::Failed(self.no_room(Why::PushedOut, retry_after)));
+        }
         if starts {
             tokio::spawn(self.clone().pump());
         } else {
@@ -169,12 +173,15 @@ impl Batching {
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn door(&self) -> Result<(), Failure> {
-        self.inner.lock().batcher.door().map_err(|retry_after| {
-            let server = self.server.load();
-            server.counters.door_refusals.fetch_add(1, Relaxed);
-            Failure::no_room(&server.name, NoRoom { why: Why::Full, retry_after })
+    pub(super) fn door(&self, who: &Arc<str>) -> Result<(), Failure> {
+        self.inner.lock().batcher.door(who).map_err(|retry_after| {
+            self.server.load().counters.door_refusals.fetch_add(1, Relaxed);
+            self.no_room(Why::Full, retry_after)
         })
+    }
+
+    fn no_room(&self, why: Why, retry_after: Duration) -> Failure {
+        Failure::no_room(&self.server.load().name, NoRoom { why, retry_after })
     }
 
     /// An ask's reader has gone before it was sent.

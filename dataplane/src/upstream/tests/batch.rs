@@ -398,27 +398,29 @@ async fn a_batch_that_stops_is_late_for_each_of_its_turns() {
     }
 }
 
-#[tokio::test]
-async fn who_waits_too_long_for_a_place_is_refused_and_many_are_refused_at_once() {
+/// An upstream whose only place is taken, and turns that wait for it: as many as may.
+async fn crowded(queue_timeout: Duration, sessions: [&str; 4]) -> (Upstreams, UpstreamStream, Vec<UpstreamStream>) {
     let fake = Fake::start(|mut met| async move {
         met.closed().await;
         None
     })
     .await;
     let mut settings = completions(&fake.url(), ADAPTIVE);
-    settings.pool = chatgateway_config::PoolSettings {
-        max_concurrent: 1,
-        max_queued: 4,
-        queue_timeout: Duration::from_millis(100),
-    };
+    settings.pool = chatgateway_config::PoolSettings { max_concurrent: 1, max_queued: 4, queue_timeout };
     let upstreams = upstreams([settings]);
     let mut running = upstreams.ask(ask_of("r", "r"));
     assert_eq!(running.try_next(), None);
     eventually("it runs", || upstreams.status()[0].in_flight == 1).await;
-    let mut waiting: Vec<_> = (0..4).map(|i| upstreams.ask(ask_of(&format!("s{i}"), "x"))).collect();
+    let mut waiting: Vec<_> = sessions.iter().map(|session| upstreams.ask(ask_of(session, "x"))).collect();
     for stream in &mut waiting {
         assert_eq!(stream.try_next(), None);
     }
+    (upstreams, running, waiting)
+}
+
+#[tokio::test]
+async fn who_waits_too_long_for_a_place_is_refused_and_many_are_refused_at_once() {
+    let (upstreams, _running, waiting) = crowded(Duration::from_millis(100), ["a", "b", "c", "d"]).await;
     let (code, message) = failure(upstreams.ask(ask_of("late", "x"))).await;
     assert_eq!((code, &*message), (ErrorCode::Overloaded, "too many wait for the model server m; try again later"));
     for stream in waiting {
@@ -430,6 +432,22 @@ async fn who_waits_too_long_for_a_place_is_refused_and_many_are_refused_at_once(
     }
     let status = &upstreams.status()[0];
     assert_eq!((status.overflows, status.queue_timeouts), (1, 4));
+}
+
+#[tokio::test]
+async fn a_session_with_many_waiting_turns_gives_way_to_one_with_none() {
+    let (upstreams, _running, mut waiting) = crowded(SOON, ["other", "greedy", "greedy", "greedy"]).await;
+    let door = |session| upstreams.door(ask_of(session, "x").session.as_str(), None);
+    assert_eq!(door("greedy").map(drop).unwrap_err().code, ErrorCode::Overloaded, "it has the most itself");
+    let mut single = upstreams.ask(ask_of("single", "x"));
+    assert_eq!(single.try_next(), None);
+    let (code, message) = failure(waiting.pop().unwrap()).await;
+    assert_eq!((code, &*message), (ErrorCode::Overloaded, "too many wait for the model server m; try again later"));
+    for stream in &mut waiting {
+        assert_eq!(stream.try_next(), None, "these still wait");
+    }
+    let of = &upstreams.status()[0];
+    assert_eq!((of.pushed_out, of.overflows, of.door_refusals), (1, 0, 1));
 }
 
 #[tokio::test]
