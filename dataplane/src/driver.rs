@@ -23,7 +23,7 @@ use crate::{
     hub::{Channel, Notice, OwnerHandle},
     limiter::Account,
     store::{Call, News},
-    upstream::{Ask, UpstreamEvent, UpstreamStream},
+    upstream::{Ask, BrokeOff, UpstreamEvent, UpstreamStream},
 };
 
 /// Inputs taken in a row before other tasks get their turn.
@@ -64,6 +64,8 @@ struct Driver {
     /// The check behind it.
     look: Option<Call>,
     model: Model,
+    /// Where the last answer broke off, if it is asked for again.
+    broke_off: Option<BrokeOff>,
     paused: bool,
     timer: Option<Pin<Box<Sleep>>>,
     /// When the running turn began here; taken at its first text.
@@ -113,6 +115,7 @@ impl Driver {
             call: None,
             look: None,
             model: Model::Off,
+            broke_off: None,
             paused: false,
             timer: None,
             asked_at: None,
@@ -244,7 +247,7 @@ impl Driver {
             account.add_prompt(before + prefix.as_ref().map_or(0, String::len));
         }
         let ask = Ask { session: self.channel.key.clone(), history, body, prefix };
-        self.model = Model::Answering(self.gateway.upstreams().ask(ask));
+        self.model = Model::Answering(self.gateway.upstreams().ask_after(ask, self.broke_off.take()));
     }
 
     /// What happens next: the store's word first, then hints, then the model's, then time.
@@ -297,7 +300,9 @@ impl Driver {
             message: "the model server's answer ended before it was complete".into(),
             retry_after_ms: None,
         });
-        let again = matches!(event, UpstreamEvent::Failed { .. }) && stream.may_be_asked_again();
+        if matches!(event, UpstreamEvent::Failed { .. }) {
+            self.broke_off = stream.may_be_asked_again();
+        }
         if !matches!(event, UpstreamEvent::Text(_)) {
             self.model = Model::Off;
         }
@@ -309,7 +314,9 @@ impl Driver {
         Poll::Ready(match event {
             UpstreamEvent::Text(text) => OwnerInput::Text(text),
             UpstreamEvent::End { finish_reason, usage } => OwnerInput::UpstreamEnd { finish_reason, usage },
-            UpstreamEvent::Failed { code, message, .. } => OwnerInput::UpstreamFailed { code, message, again },
+            UpstreamEvent::Failed { code, message, .. } => {
+                OwnerInput::UpstreamFailed { code, message, again: self.broke_off.is_some() }
+            }
         })
     }
 

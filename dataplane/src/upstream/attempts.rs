@@ -27,6 +27,12 @@ impl<'a> Attempts<'a> {
         Self { server, start: clock::now(), made: 0, tried: Vec::new() }
     }
 
+    /// After a call whose answer broke off at an endpoint: where another one has room, that one counts as tried.
+    pub(super) fn after(mut self, broke_off: Option<EndpointId>) -> Self {
+        self.tried.extend(broke_off.filter(|endpoint| self.server.has_other(&[*endpoint])));
+        self
+    }
+
     /// The endpoints that have failed.
     pub(super) fn tried(&self) -> &[EndpointId] {
         &self.tried

@@ -39,6 +39,7 @@ use chatgateway_core::{
     error::{ErrorCode, Refusal},
     limits::RETRY_WAIT_MAX,
     log::{HistoryTurn, SessionKey, TurnBody, Usage},
+    pool::EndpointId,
 };
 use futures_util::future::BoxFuture;
 
@@ -153,16 +154,21 @@ impl Upstreams {
 
     /// Asks the model. Nothing is sent before the stream is polled.
     pub fn ask(&self, ask: Ask) -> UpstreamStream {
+        self.ask_after(ask, None)
+    }
+
+    /// The same, after an answer that broke off: another endpoint than that one's is asked, where one has room.
+    pub fn ask_after(&self, ask: Ask, broke_off: Option<BrokeOff>) -> UpstreamStream {
         // The way of the built-in upstream alone: nothing to look up.
         if let [upstream] = &self.list[..]
             && let Some(demo) = upstream.demo(&ask)
         {
             return UpstreamStream::new(State::Demo(demo));
         }
-        UpstreamStream::new(self.start(ask).unwrap_or_else(|failure| State::Failed(Box::new(failure))))
+        UpstreamStream::new(self.start(ask, broke_off).unwrap_or_else(|failure| State::Failed(Box::new(failure))))
     }
 
-    fn start(&self, ask: Ask) -> Result<State, Failure> {
+    fn start(&self, ask: Ask, broke_off: Option<BrokeOff>) -> Result<State, Failure> {
         let extra = Extra::read(&ask.body.extra).map_err(|what| Failure::request(ErrorCode::InvalidRequest, what))?;
         let own_model = extra.model.is_some();
         let model = extra.model.as_ref().map(|model| &*model.0);
@@ -174,7 +180,7 @@ impl Upstreams {
             None => Err(Failure::unavailable("for this model", "is none that continues a partial answer")),
             Some(first) => Ok(match first.demo(&ask) {
                 Some(demo) => State::Demo(demo),
-                None => State::Starting(Box::pin(start::start(candidates, ask, own_model))),
+                None => State::Starting(Box::pin(start::start(candidates, ask, own_model, broke_off))),
             }),
         }
     }
@@ -346,7 +352,32 @@ impl Upstream {
 pub struct UpstreamStream {
     state: State,
     /// Who broke the answer off, by no fault of the request.
-    broke_off: Option<Arc<Server>>,
+    broke_off: Option<BrokeOff>,
+}
+
+/// Where an answer broke off.
+pub struct BrokeOff {
+    server: Arc<Server>,
+    endpoint: EndpointId,
+}
+
+impl BrokeOff {
+    /// Where another call may do better.
+    fn of(server: &Arc<Server>, failure: &Failure) -> Option<Self> {
+        let endpoint = failure.endpoint.filter(|_| failure.is_worth_another())?;
+        Some(Self { server: server.clone(), endpoint })
+    }
+
+    /// The endpoint, if it is one of that server's.
+    fn at(&self, server: &Server) -> Option<EndpointId> {
+        self.server.is_same(server).then_some(self.endpoint)
+    }
+}
+
+impl fmt::Debug for BrokeOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrokeOff").field("upstream", &self.server.name).field("endpoint", &self.endpoint).finish()
+    }
 }
 
 enum State {
@@ -375,13 +406,11 @@ impl UpstreamStream {
     }
 
     /// Whether an answer that failed after its first word is worth being asked for again, and the retry budget allows it. To be
-    /// asked once, by who then does so.
-    pub fn may_be_asked_again(&mut self) -> bool {
-        let may = self.broke_off.take().filter(|server| server.withdraw());
-        if let Some(server) = &may {
-            server.counters.resumed_answers.fetch_add(1, Relaxed);
-        }
-        may.is_some()
+    /// asked once, by who then does so, see [`Upstreams::ask_after`].
+    pub fn may_be_asked_again(&mut self) -> Option<BrokeOff> {
+        let broke_off = self.broke_off.take().filter(|broke_off| broke_off.server.withdraw())?;
+        broke_off.server.counters.resumed_answers.fetch_add(1, Relaxed);
+        Some(broke_off)
     }
 
     /// What comes next; nothing after [`UpstreamEvent::End`] and [`UpstreamEvent::Failed`]. Cancel-safe.
@@ -416,8 +445,7 @@ impl UpstreamStream {
                         let server = reading.server();
                         server.counters.failures.fetch_add(1, Relaxed);
                         // One that took its whole time would take it again.
-                        let again = failure.is_worth_another() && reading.has_time();
-                        self.broke_off = again.then(|| server.clone());
+                        self.broke_off = BrokeOff::of(server, &failure).filter(|_| reading.has_time());
                         failure.into()
                     })));
                 }
@@ -437,7 +465,7 @@ impl UpstreamStream {
                     let piece = std::task::ready!(rider.poll(cx));
                     if let Some(Piece::Failed(failure)) = &piece {
                         server.counters.failures.fetch_add(1, Relaxed);
-                        self.broke_off = failure.is_worth_another().then(|| server.clone());
+                        self.broke_off = BrokeOff::of(server, failure);
                     }
                     return Poll::Ready(piece.map(UpstreamEvent::from));
                 }

@@ -229,6 +229,11 @@ impl Server {
         may
     }
 
+    /// Whether these are one upstream, with its settings now or before.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pool, &other.pool)
+    }
+
     /// Whether another endpoint than those has room now.
     pub(super) fn has_other(&self, than: &[EndpointId]) -> bool {
         self.pool.has_other(than)

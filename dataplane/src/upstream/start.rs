@@ -8,7 +8,7 @@ use chatgateway_core::{error::ErrorCode, pool::EndpointId};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::{
-    Ask, Kind, Started, Upstream,
+    Ask, BrokeOff, Kind, Started, Upstream,
     attempts::Attempts,
     batch::{Boarded, Lone, Recipe},
     failure::Failure,
@@ -18,11 +18,16 @@ use super::{
     simple,
 };
 
-/// Asks `candidates` in their order.
-pub(super) async fn start(candidates: Vec<Arc<Upstream>>, ask: Ask, own_model: bool) -> Result<Started, Failure> {
+/// Asks `candidates` in their order. Where the answer broke off before, another endpoint is asked first, if one has room.
+pub(super) async fn start(
+    candidates: Vec<Arc<Upstream>>,
+    ask: Ask,
+    own_model: bool,
+    broke_off: Option<BrokeOff>,
+) -> Result<Started, Failure> {
     let mut failed = Failure::new(ErrorCode::UpstreamUnavailable, "there is no model server".into());
     for upstream in &candidates {
-        match start_at(upstream, &ask, own_model).await {
+        match start_at(upstream, &ask, own_model, broke_off.as_ref()).await {
             Ok(started) => return Ok(started),
             Err(failure) => {
                 upstream.counters.failures.fetch_add(1, Relaxed);
@@ -38,7 +43,12 @@ pub(super) async fn start(candidates: Vec<Arc<Upstream>>, ask: Ask, own_model: b
 }
 
 /// Asks one upstream, and its endpoints again as long as that makes sense.
-async fn start_at(upstream: &Upstream, ask: &Ask, own_model: bool) -> Result<Started, Failure> {
+async fn start_at(
+    upstream: &Upstream,
+    ask: &Ask,
+    own_model: bool,
+    broke_off: Option<&BrokeOff>,
+) -> Result<Started, Failure> {
     let server = match &upstream.kind {
         Kind::Demo { .. } => {
             let demo = upstream.demo(ask).map(Started::Demo);
@@ -46,7 +56,7 @@ async fn start_at(upstream: &Upstream, ask: &Ask, own_model: bool) -> Result<Sta
         }
         Kind::OpenAi { server, .. } | Kind::Simple { server, .. } => server,
     };
-    let mut attempts = Attempts::new(server);
+    let mut attempts = Attempts::new(server).after(broke_off.and_then(|broke_off| broke_off.at(server)));
     loop {
         match start_one(upstream, server, ask, own_model, attempts.tried()).await {
             Ok(started) => {

@@ -120,18 +120,18 @@ async fn an_answer_that_broke_off_may_be_asked_for_again_once_and_from_the_budge
     };
     let upstreams = upstreams([patient(&fake)]);
     let mut stream = broken(&upstreams).await;
-    assert!(stream.may_be_asked_again());
-    assert!(!stream.may_be_asked_again(), "once");
+    assert!(stream.may_be_asked_again().is_some());
+    assert!(stream.may_be_asked_again().is_none(), "once");
     assert_eq!(upstreams.status()[0].resumed_answers, 1);
     let mut without = patient(&fake);
     without.retries.budget_percent = 0;
     let without = self::upstreams([without]);
-    assert!(!broken(&without).await.may_be_asked_again());
+    assert!(broken(&without).await.may_be_asked_again().is_none());
     // What failed before its first word was asked for elsewhere already.
     let dead = refusing(9, "500 Oops", "").await;
     let mut stream = self::upstreams([patient(&dead)]).ask(ask());
     assert!(matches!(stream.next().await, Some(UpstreamEvent::Failed { .. })));
-    assert!(!stream.may_be_asked_again());
+    assert!(stream.may_be_asked_again().is_none());
 }
 
 #[tokio::test]
@@ -151,5 +151,41 @@ async fn an_answer_that_took_its_whole_time_is_not_asked_for_again() {
     assert_eq!(text(&mut stream).await, "part");
     let end = stream.next().await;
     assert!(matches!(end, Some(UpstreamEvent::Failed { code: ErrorCode::UpstreamTimeout, .. })), "{end:?}");
-    assert!(!stream.may_be_asked_again());
+    assert!(stream.may_be_asked_again().is_none());
+}
+
+#[tokio::test]
+async fn an_answer_that_broke_off_is_asked_for_at_another_endpoint() {
+    let breaking = || {
+        Fake::start(|mut met| async move {
+            met.write(STREAM).await;
+            met.word("part").await;
+            None
+        })
+    };
+    let fakes = [breaking().await, breaking().await];
+    let calls = || fakes.each_ref().map(Fake::calls);
+    let mut settings = equal(&fakes.each_ref().map(Fake::url));
+    // The session belongs to one endpoint, and would go there again.
+    settings.endpoints.session_affinity = true;
+    let upstreams = upstreams([settings]);
+    let broken = async |mut stream: UpstreamStream| {
+        assert_eq!(text(&mut stream).await, "part");
+        assert!(matches!(stream.next().await, Some(UpstreamEvent::Failed { .. })));
+        stream.may_be_asked_again()
+    };
+    let broke_off = broken(upstreams.ask(ask())).await;
+    let first = calls();
+    assert!(broke_off.is_some());
+    let again = broken(upstreams.ask_after(ask(), broke_off)).await;
+    assert_eq!(calls(), [1, 1], "the other one after {first:?}");
+    // And where that one breaks off too, the first is asked again.
+    broken(upstreams.ask_after(ask(), again)).await;
+    assert_eq!(calls(), first.map(|calls| calls + 1));
+    // Where there is no other, the same is asked.
+    let single = self::upstreams([equal(&[fakes[0].url()])]);
+    let broke_off = broken(single.ask(ask())).await;
+    assert!(broke_off.is_some());
+    broken(single.ask_after(ask(), broke_off)).await;
+    assert_eq!(fakes[0].calls(), first[0] + 3);
 }
