@@ -11,7 +11,10 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::{clock, gateway::Gateway};
+use crate::{
+    clock::{self, millis},
+    gateway::Gateway,
+};
 
 /// What `/status` tells.
 #[derive(Serialize)]
@@ -89,10 +92,7 @@ async fn status(State(gateway): State<Arc<Gateway>>) -> Response {
         sessions: gateway.store().sessions(),
         leases: gateway.running_turns(),
         draining: plan.is_some(),
-        drain_time_left_ms: plan.map(|p| {
-            let left = p.deadline.saturating_duration_since(clock::now());
-            u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
-        }),
+        drain_time_left_ms: plan.map(|p| millis(p.deadline.saturating_duration_since(clock::now()))),
         mailbox_overflows: gateway.hub.overflows(),
         upstreams: serde_json::to_value(gateway.upstreams().status()).unwrap_or_default(),
     })

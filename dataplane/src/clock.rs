@@ -35,6 +35,12 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// A time in whole milliseconds.
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The time of day, for the dates that others write.
 #[must_use]
 pub fn wall() -> SystemTime {

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 
 pub use self::begin::{Receipt, SendTurn};
 use crate::{
-    clock::{self, Clock},
+    clock::{self, Clock, millis},
     driver::{self, Given},
     hub::{Channel, Hub, OwnerHandle},
     leaving::Departure,
@@ -205,6 +205,15 @@ impl Gateway {
     /// Whether the pod is to go away.
     pub fn draining(&self) -> bool {
         self.drain.borrow().is_some()
+    }
+
+    /// Whether turns and calls are still taken: of a pod that is to go away until the drain's floor.
+    ///
+    /// # Errors
+    /// `draining`.
+    pub(crate) fn takes_new(&self) -> Result<(), Refusal> {
+        let over = self.drain.borrow().is_some_and(|plan| clock::now() >= plan.floor);
+        if over { Err(self.refused(draining())) } else { Ok(()) }
     }
 
     /// Starts the drain. Once started it is not changed by another call.
@@ -448,10 +457,6 @@ impl Drop for RunningTurn {
 /// What lifts a new epoch where the store's clock is behind.
 fn jump() -> u32 {
     rand::random::<u32>() >> 12
-}
-
-fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unavailable() -> Refusal {

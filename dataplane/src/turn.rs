@@ -11,14 +11,28 @@ use serde_json::value::RawValue;
 
 use crate::{gateway::SendTurn, transport::nesting};
 
-#[derive(Serialize)]
-struct Extra<'a> {
+/// What a turn says beside its text, as its body keeps it.
+#[derive(Default, Serialize)]
+pub(crate) struct Extra<'a> {
+    /// The whole list of messages, where the client sent one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<&'a RawValue>,
+    pub messages: Option<&'a RawValue>,
+    /// The model.
     #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<&'a str>,
+    pub model: Option<&'a str>,
+    /// Options for the model server, an object.
     #[serde(skip_serializing_if = "Option::is_none")]
-    options: Option<&'a RawValue>,
+    pub options: Option<&'a RawValue>,
+}
+
+impl Extra<'_> {
+    /// As JSON; empty where it says nothing.
+    pub fn to_json(&self) -> Result<Arc<str>, Refusal> {
+        if self.messages.is_none() && self.model.is_none() && self.options.is_none() {
+            return Ok(Arc::from(""));
+        }
+        Ok(serde_json::to_string(self).map_err(|e| invalid(e.to_string()))?.into())
+    }
 }
 
 #[derive(Deserialize)]
@@ -79,17 +93,9 @@ pub fn body(send: &SendTurn) -> Result<TurnBody, Refusal> {
             nesting::check(name, json.get().as_bytes())?;
         }
     }
-    let extra: Arc<str> = if send.messages.is_none() && send.model.is_none() && send.options.is_none() {
-        Arc::from("")
-    } else {
-        let extra = Extra {
-            messages: send.messages.as_deref(),
-            model: send.model.as_deref(),
-            options: send.options.as_deref(),
-        };
-        serde_json::to_string(&extra).map_err(|e| invalid(e.to_string()))?.into()
-    };
-    Ok(TurnBody::new(text.into(), extra))
+    let extra =
+        Extra { messages: send.messages.as_deref(), model: send.model.as_deref(), options: send.options.as_deref() };
+    Ok(TurnBody::new(text.into(), extra.to_json()?))
 }
 
 /// Why the store did not take a turn.

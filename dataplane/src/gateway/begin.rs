@@ -9,7 +9,7 @@ use chatgateway_core::{
 };
 use serde_json::value::RawValue;
 
-use super::{Caller, Gateway, draining, jump, unavailable};
+use super::{Caller, Gateway, jump, unavailable};
 use crate::{
     clock,
     driver::{self, Given},
@@ -71,9 +71,7 @@ impl Gateway {
         channel: &Arc<Channel>,
         send: SendTurn,
     ) -> Result<Receipt, Refusal> {
-        if self.drain.borrow().is_some_and(|plan| clock::now() >= plan.floor) {
-            return Err(self.refused(draining()));
-        }
+        self.takes_new()?;
         let body = turn::body(&send).map_err(|r| self.refused(r))?;
         let (pass, no_room) = match self.upstreams().door(channel.key.as_str(), send.model.as_deref()) {
             Ok(pass) => (pass, None),

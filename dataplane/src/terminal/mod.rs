@@ -23,6 +23,7 @@ use self::{
     machine::{Effect, Event, Machine, Settings},
     wire::{End, Wire},
 };
+use crate::clock::millis;
 
 mod heard;
 mod input;
@@ -61,10 +62,6 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         patience_ms: (!interactive).then(|| millis(args.patience)),
     };
     Chat::new(address, settings, input)?.run().await
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The connection's side of the loop.

@@ -34,7 +34,7 @@ use hyper_util::{
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::failure::millis;
+use crate::clock::millis;
 
 /// Calls one model server over connections that are used again.
 pub(super) type HttpClient = Client<Connector, Full<Bytes>>;

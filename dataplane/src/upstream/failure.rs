@@ -15,7 +15,7 @@ use hyper_util::client::legacy;
 use serde_json::{Value, value::RawValue};
 
 use super::{UpstreamEvent, connect::ConnectTimeout, deadlines::Late, floor_boundary};
-use crate::clock;
+use crate::clock::{self, millis};
 
 /// Why a call came to nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,10 +174,6 @@ impl From<Failure> for Refusal {
         let refusal = Self::new(failure.code, failure.message);
         Self { retry_after_ms: failure.retry_after_ms, ..refusal }
     }
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// When the model server wants to be asked again, at most as long as clients are told. Its rate limits' headers say so only

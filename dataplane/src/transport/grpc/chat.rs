@@ -14,10 +14,11 @@ use tonic::{Status, Streaming};
 use super::{
     PROTOCOL, message,
     outbox::{Messages, Outbox, Source, stream},
-    parting::{Parting, Word, millis},
+    parting::{Parting, Word},
     read, status,
 };
 use crate::{
+    clock::millis,
     gateway::{Gateway, draining},
     readers::{ReaderEvent, Readers},
     transport::frame,

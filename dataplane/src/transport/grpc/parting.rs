@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use chatgateway_core::drain::DrainPlan;
@@ -12,7 +12,11 @@ use chatgateway_proto::v1::{self, ServerMessage, server_message::Message};
 use tokio::time::Sleep;
 
 use super::message::message;
-use crate::{clock, gateway::Gateway, leaving::Leaving};
+use crate::{
+    clock::{self, millis},
+    gateway::Gateway,
+    leaving::Leaving,
+};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +81,4 @@ impl Parting {
         let last_words = self.gateway.start_drain().last_words();
         self.gateway.close_at(now, answering).min(last_words).max(now)
     }
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

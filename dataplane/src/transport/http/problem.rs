@@ -16,7 +16,7 @@ use chatgateway_core::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use crate::transport::standing::write_headers;
+use crate::{clock::millis, transport::standing::write_headers};
 
 /// Tells OpenAI's clients not to send a request again, whatever its status.
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -153,7 +153,7 @@ impl IntoResponse for Problem {
             detail: &self.refusal.message,
             code: code.as_str(),
             retryable: self.retryable(),
-            retry_after_ms: self.retry_after().map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+            retry_after_ms: self.retry_after().map(millis),
             expected: self.refusal.expected,
             session: self.about.as_ref().map(|about| about.0.as_str()),
             turn: self.about.as_ref().and_then(|about| about.1.as_ref()).map(TurnId::as_str),

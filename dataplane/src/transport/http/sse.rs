@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::leaving::{Farewell, Moment};
 use crate::{
+    clock::millis,
     readers::{ReaderEvent, Readers},
     transport::frame::ServerFrame,
 };
@@ -221,10 +222,6 @@ fn escape_line_ends(out: &mut Vec<u8>, start: usize) {
             }
         };
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

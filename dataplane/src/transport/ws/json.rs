@@ -13,7 +13,7 @@ use super::{
     socket::{Incoming, Socket},
 };
 use crate::{
-    clock,
+    clock::{self, millis},
     gateway::{Caller, Gateway},
     leaving::Leaving,
     readers::{ReaderEvent, Readers},
@@ -210,8 +210,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             timer.as_mut().reset(soon.into());
         }
     }
-}
-
-fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

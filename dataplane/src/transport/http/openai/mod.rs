@@ -17,15 +17,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use chatgateway_core::{
-    error::{ErrorCode, Refusal},
+    error::ErrorCode,
     limits::ANSWER_WAIT_MAX,
     log::{SessionId, SessionKey, TurnBody, TurnId, TurnState},
 };
 use futures_util::future::try_join_all;
 use http::{HeaderName, HeaderValue, header, request::Parts};
 use parking_lot::Mutex;
-use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -42,11 +40,11 @@ use super::{
     request::{caller, json_body},
 };
 use crate::{
-    clock,
     gateway::{Caller, Gateway, Receipt, SendTurn},
     limiter::Account,
     readers::Readers,
     transport::frame,
+    turn::{self, Extra},
     upstream::{Ask, Forward, ForwardPath, Route},
 };
 
@@ -173,7 +171,7 @@ async fn stateless(
     asked: &Asked<'_>,
     body: &Bytes,
 ) -> Result<Response, OpenAiProblem> {
-    stays(gateway)?;
+    gateway.takes_new()?;
     let caller = caller(parts);
     if route(gateway, asked)? == Route::Forward {
         let admitted = gateway.limiter.request(&caller, body, 1).await;
@@ -230,35 +228,19 @@ async fn of_calls(
     Ok(whole(&wire, &answers))
 }
 
-/// A pod that goes away takes no new calls, as it takes no new turns.
-fn stays(gateway: &Gateway) -> Result<(), Refusal> {
-    let draining = gateway.drain_watch().borrow().is_some_and(|plan| clock::now() >= plan.floor);
-    if draining { Err(gateway.refused(crate::gateway::draining())) } else { Ok(()) }
-}
-
 /// Stateless calls from one address share their place among the sessions that wait for a model server.
 fn key_of_stateless(caller: &Caller) -> Result<SessionKey, Problem> {
     Ok(caller.key(&SessionId::parse(&format!("stateless {}", caller.address))?))
 }
 
-#[derive(Serialize)]
-struct Extra<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    options: Option<Box<RawValue>>,
-}
-
 /// What is asked of the model server: the whole conversation, or each prompt.
 fn bodies(kind: Kind, asked: &Asked<'_>, body: &Bytes) -> Result<Vec<TurnBody>, Problem> {
     let messages = if kind == Kind::Chat { Some(asked.required_messages()?) } else { None };
-    let extra = Extra { messages, model: asked.model.as_deref(), options: ask::options(body)? };
-    let extra: Arc<str> = serde_json::to_string(&extra).map_err(|e| Problem::invalid(format!("the body: {e}")))?.into();
+    let options = ask::options(body)?;
+    let extra = Extra { messages, model: asked.model.as_deref(), options: options.as_deref() }.to_json()?;
     let texts = match kind {
         Kind::Chat => {
-            let text = crate::turn::last_user_text(asked.required_messages()?);
+            let text = turn::last_user_text(asked.required_messages()?);
             vec![text.map_err(|r| Problem::from(r).param("messages"))?]
         }
         Kind::Text => asked.prompts()?,
