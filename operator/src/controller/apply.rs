@@ -71,7 +71,8 @@ fn api(client: &Client, kind: &str, api_version: &str, namespace: &str) -> Api<D
     Api::namespaced_with(client.clone(), namespace, &resource)
 }
 
-fn is_owned(meta: &ObjectMeta, uid: &str) -> bool {
+/// Whether the gateway with this uid owns it.
+pub(super) fn is_owned(meta: &ObjectMeta, uid: &str) -> bool {
     meta.owner_references.iter().flatten().any(|owner| owner.uid == uid)
 }
 
@@ -146,6 +147,19 @@ impl Written {
     pub(super) fn forget(&self, namespace: &str, names: &[&str]) {
         self.left.lock().retain(|(_, of, name), _| of != namespace || !names.contains(&name.as_str()));
     }
+}
+
+/// An object's metadata as they are now, whatever its watch has told.
+pub(super) async fn seen(
+    client: &Client,
+    kind: &str,
+    api_version: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<ObjectMeta>, Error> {
+    let objects = api(client, kind, api_version, namespace);
+    let there = call(&format!("get {kind} {name}"), objects.get_metadata_opt(name)).await?;
+    Ok(there.map(|there| there.metadata))
 }
 
 /// Deletes an object. One that is gone is deleted.

@@ -145,7 +145,7 @@ async fn leave(gateway: &ChatGateway, one: &One, shared: &Shared) -> Result<Acti
     }
     let reference = ObjectRef::<Deployment>::new(&one.name).within(&one.namespace);
     let pods = shared.stores.pods_of(&one.namespace, &one.name).len();
-    if pods > 0 || shared.stores.deployments.get(&reference).is_some() {
+    if shared.stores.deployments.get(&reference).is_some() || unseen(one, shared).await? || pods > 0 {
         tracing::info!(namespace = one.namespace, gateway = one.name, pods, "waits for the drains of its pods");
         return Ok(Action::requeue(LOOK_AGAIN));
     }
@@ -158,13 +158,31 @@ async fn leave(gateway: &ChatGateway, one: &One, shared: &Shared) -> Result<Acti
     Ok(Action::await_change())
 }
 
+/// Whether there is a Deployment that its watch has not told of. It is deleted.
+async fn unseen(one: &One, shared: &Shared) -> Result<bool, Error> {
+    let (kind, api_version) = ("Deployment", "apps/v1");
+    let seen = apply::seen(&shared.client, kind, api_version, &one.namespace, &one.name).await?;
+    let Some(meta) = seen.filter(|meta| apply::is_owned(meta, &one.uid)) else { return Ok(false) };
+    if meta.deletion_timestamp.is_none() {
+        let foreground = DeleteParams::foreground();
+        apply::delete(&shared.client, kind, api_version, &one.namespace, &one.name, &foreground).await?;
+    }
+    Ok(true)
+}
+
 type Plan = Result<Planned, chatgateway_config::ConfigErrors>;
 
 async fn plan_of(valid: &Validated, one: &One, shared: &Shared) -> Result<Plan, Error> {
-    let known = shared.stores.meta("Secret", &one.namespace, &Names::new(&one.name).redis);
-    // Made once: what is there stays.
-    let redis_password = (valid.managed_redis().is_some() && known.is_none())
-        .then(|| Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARS));
+    // Made once: what is there stays, though its watch may not have told of it yet.
+    let secret = Names::new(&one.name).redis;
+    let redis_password = if valid.managed_redis().is_some()
+        && shared.stores.meta("Secret", &one.namespace, &secret).is_none()
+        && apply::seen(&shared.client, "Secret", "v1", &one.namespace, &secret).await?.is_none()
+    {
+        Some(Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARS))
+    } else {
+        None
+    };
     let autoscaled = shared.stores.meta("HorizontalPodAutoscaler", &one.namespace, &one.name).is_some();
     let replicas = if valid.autoscaling().is_some() && !autoscaled {
         let deployment = apply::deployment(&shared.client, &one.namespace, &one.name).await?;
