@@ -10,9 +10,9 @@ mod optional;
 mod pods;
 mod reconcile;
 mod refs;
+mod retry;
 mod watch;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +23,7 @@ use futures_util::StreamExt;
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
-use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -39,12 +37,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long after a change further ones are waited for, so that one edit of several objects is one reconciliation.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-
-/// First pause before a gateway whose reconciliation failed is tried again. Each further one is twice as long.
-const RETRY_MIN: Duration = Duration::from_secs(1);
-
-/// Longest such pause.
-const RETRY_MAX: Duration = Duration::from_secs(300);
 
 /// How long the CRD may be missing until it is looked for again.
 const CRD_LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -115,8 +107,7 @@ struct Shared {
     optional: Arc<optional::Optional>,
     events: Recorder,
     health: Arc<health::Health>,
-    /// How often in a row the reconciliation of a gateway failed, by its uid.
-    failures: Mutex<HashMap<String, u32>>,
+    retries: retry::Retries,
 }
 
 /// Runs the controller until the process is told to end.
@@ -223,14 +214,14 @@ async fn act(
         pods: pods::Asker::new(),
         optional: optional::Optional::follow(client.clone()).await,
         stores: watched.stores,
-        failures: Mutex::default(),
+        retries: retry::Retries::default(),
         health,
         release,
         client: client.clone(),
     });
-    let gateways = watch::api::<ChatGateway>(&client, args.namespace.as_deref());
+    let (known, gateways) = watched.gateways;
     let (index, of_pods) = (shared.clone(), watch::gateway_of_pod);
-    let controller = Controller::new(gateways, watcher::Config::default())
+    let controller = Controller::for_stream(gateways, known)
         .with_config(controller::Config::default().concurrency(args.concurrency).debounce(DEBOUNCE))
         .graceful_shutdown_on(stop.cancelled_owned())
         .watches_stream(watched.pods, of_pods)
@@ -242,8 +233,10 @@ async fn act(
     controller
         .run(reconcile::reconcile, failed, shared)
         .for_each(|result| async move {
-            if let Err(error) = result {
-                tracing::warn!("{error}");
+            match result {
+                // It is gone, and a trigger came after it.
+                Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(error) => tracing::warn!("{error}"),
             }
         })
         .await;
@@ -251,11 +244,7 @@ async fn act(
 
 /// When a gateway whose reconciliation failed is tried again.
 fn failed(gateway: Arc<ChatGateway>, error: &Error, shared: Arc<Shared>) -> Action {
-    let uid = gateway.uid().unwrap_or_default();
-    let mut failures = shared.failures.lock();
-    let count = failures.entry(uid).or_default();
-    let pause = RETRY_MAX.min(RETRY_MIN * 2_u32.saturating_pow(*count));
-    *count = count.saturating_add(1);
+    let pause = shared.retries.pause(&gateway.uid().unwrap_or_default(), error);
     tracing::warn!(gateway = %ObjectRef::from_obj(&*gateway), ?pause, "{error}");
     shared.health.count("failed");
     Action::requeue(pause.mul_f64(1.0 + rand::random::<f64>() / 4.0))

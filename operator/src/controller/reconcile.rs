@@ -77,7 +77,7 @@ pub(super) async fn reconcile(gateway: Arc<ChatGateway>, shared: Arc<Shared>) ->
         (Ok(_), None, _) => return Ok(Action::requeue(LOOK_AGAIN)),
     };
     let well = tell(&gateway, &one, verdict, &seen, &shared).await?;
-    shared.failures.lock().remove(&one.uid);
+    shared.retries.progress(&one.uid);
     shared.health.count("done");
     let pause = if well { LOOK_SOMETIMES } else { LOOK_AGAIN };
     Ok(Action::requeue(pause.mul_f64(1.0 + rand::random::<f64>() / 4.0)))
@@ -154,7 +154,7 @@ async fn leave(gateway: &ChatGateway, one: &One, shared: &Shared) -> Result<Acti
     shared.secrets.note(&one.namespace, &one.name, None);
     let names = Names::new(&one.name);
     shared.written.forget(&one.namespace, &[&one.name, &names.config, &names.headless, &names.redis]);
-    shared.failures.lock().remove(&one.uid);
+    shared.retries.progress(&one.uid);
     Ok(Action::await_change())
 }
 
@@ -216,6 +216,7 @@ async fn make(
     for gone in &planned.unwanted {
         if shared.written.remove(&shared.client, &shared.stores, &one.namespace, &one.uid, gone).await? {
             shared.health.wrote(gone.kind);
+            shared.retries.progress(&one.uid);
         }
     }
     for object in &planned.objects {
@@ -225,6 +226,7 @@ async fn make(
             Applied::Same => {}
             Applied::Written => {
                 shared.health.wrote(object.kind);
+                shared.retries.progress(&one.uid);
                 if let Some(news) = news {
                     publish(gateway, news, shared).await;
                 }

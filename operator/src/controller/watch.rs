@@ -46,6 +46,7 @@ pub(super) struct Stores {
 /// The stores, and the changes that fill them. Nothing happens unless the changes are read.
 pub(super) struct Watched {
     pub(super) stores: Stores,
+    pub(super) gateways: (Store<ChatGateway>, Changes<ChatGateway>),
     pub(super) children: Vec<Changes<PartialObjectMeta<ChatGateway>>>,
     pub(super) pods: Changes<Pod>,
     pub(super) secrets: Changes<PartialObjectMeta<Secret>>,
@@ -63,6 +64,9 @@ where
 }
 
 /// Watches one kind: fills the store, and tells of what changed.
+///
+/// What goes wrong with a watch is told to people only. It begins again by itself, after pauses of its own; to the controller, an
+/// error of one would be a reason to listen to none of them for a while, and with a dozen of them that adds up to minutes.
 fn reflected<K>(api: Api<K>, config: watcher::Config) -> (Store<K>, Changes<K>)
 where
     K: Resource<DynamicType = ()> + ResourceExt + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
@@ -75,7 +79,10 @@ where
         .default_backoff()
         .reflect(writer)
         .touched_objects()
-        .predicate_filter(predicates::resource_version, Default::default());
+        .predicate_filter(predicates::resource_version, Default::default())
+        .filter_map(|change| async move {
+            change.map(Ok).map_err(|error| tracing::warn!(kind = %K::kind(&()), "watch: {error}")).ok()
+        });
     (reader, Box::pin(changes))
 }
 
@@ -131,7 +138,8 @@ pub(super) fn start(client: &Client, namespace: Option<&str>) -> Watched {
         pods,
         secrets,
     };
-    Watched { stores, children: all, pods: changed_pods, secrets: changed_secrets }
+    let gateways = reflected(api::<ChatGateway>(client, namespace), watcher::Config::default());
+    Watched { stores, gateways, children: all, pods: changed_pods, secrets: changed_secrets }
 }
 
 impl Stores {
