@@ -3,6 +3,7 @@
 
 mod operator;
 mod process;
+mod proxy;
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,8 +16,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
-pub use operator::Operator;
+pub use operator::{Operator, Start};
 pub use process::Process;
+pub use proxy::{Call, End, Fate, Proxy, Refusal, Script};
 
 /// How long the API server may take to be ready. It makes its own resources first.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);

@@ -12,14 +12,42 @@ pub struct Operator {
     process: Process,
 }
 
+/// How one is started.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// Where it finds the API server.
+    pub kubeconfig: &'a Path,
+    /// The namespace it looks after; all, where left out.
+    pub namespace: Option<&'a str>,
+    /// The namespace of its Lease; it acts without one, where left out.
+    pub lease_namespace: Option<&'a str>,
+}
+
 impl Operator {
-    /// Starts one with all rights; its output goes to a file in `dir`.
+    /// Starts one with all rights for all namespaces; its output goes to a file in `dir`.
     ///
     /// # Errors
     /// Where its program was not built.
     pub fn start(plane: &ControlPlane, dir: &Path) -> anyhow::Result<Self> {
-        let args = ["run", "--listen", "127.0.0.1:0", "--lease-namespace", "default"].map(str::to_owned);
-        let env = [("KUBECONFIG", plane.kubeconfig()), ("RUST_LOG", Path::new("info"))];
+        let start = Start { kubeconfig: plane.kubeconfig(), namespace: None, lease_namespace: Some("default") };
+        Self::start_as(&start, dir)
+    }
+
+    /// The same, as it is told.
+    ///
+    /// # Errors
+    /// Where its program was not built.
+    pub fn start_as(start: &Start<'_>, dir: &Path) -> anyhow::Result<Self> {
+        let mut args = vec!["run", "--listen", "127.0.0.1:0"];
+        match start.lease_namespace {
+            Some(namespace) => args.extend(["--lease-namespace", namespace]),
+            None => args.push("--no-leader-election"),
+        }
+        if let Some(namespace) = start.namespace {
+            args.extend(["--namespace", namespace]);
+        }
+        let args: Vec<_> = args.into_iter().map(str::to_owned).collect();
+        let env = [("KUBECONFIG", start.kubeconfig), ("RUST_LOG", Path::new("info"))];
         Ok(Self { process: Process::start_with(&program()?, &args, dir, &env)? })
     }
 

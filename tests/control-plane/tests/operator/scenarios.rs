@@ -14,10 +14,10 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::support::{EARLY, EARLY_GATEWAYS, Ground, Namespace, until};
+use super::support::{EARLY_GATEWAYS, Ground, Namespace, until};
 
 type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
-type Scenario = fn(Namespace) -> Running;
+pub type Scenario = fn(Namespace) -> Running;
 
 /// All that can run beside each other, by the names of their namespaces.
 pub fn all() -> Vec<(&'static str, Scenario)> {
@@ -28,6 +28,7 @@ pub fn all() -> Vec<(&'static str, Scenario)> {
         ("scaling", |ns| Box::pin(scaling(ns))),
         ("handed-over", |ns| Box::pin(handed_over(ns))),
         ("references", |ns| Box::pin(references(ns))),
+        ("rotation", |ns| Box::pin(rotation(ns))),
         ("nonsense", |ns| Box::pin(nonsense(ns))),
         ("hands-on", |ns| Box::pin(hands_on(ns))),
         ("foreign", |ns| Box::pin(foreign(ns))),
@@ -241,6 +242,47 @@ async fn references(ns: Namespace) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Passwords of Redis that are replaced: what runs reads the files, and nothing is rolled or put back.
+async fn rotation(ns: Namespace) -> anyhow::Result<()> {
+    let secret = serde_json::from_value(json!({"metadata": {"name": "theirs"}, "stringData": {"password": "first"}}))?;
+    ns.api::<Secret>().create(&PostParams::default(), &secret).await?;
+    let external = json!({"endpoints": ["redis:6379"], "auth": {"secretRef": {"name": "theirs"}}});
+    let stores = [("a", json!({"external": external})), ("b", json!({"managed": {}}))];
+    let spec = |redis: &Value, rest: Value| {
+        let mut spec = with(rest);
+        spec["sessions"] = json!({"store": {"type": "Redis", "redis": redis}});
+        spec
+    };
+    let mut before = Vec::new();
+    for (name, redis) in &stores {
+        ns.apply(name, spec(redis, json!({}))).await?;
+        ns.condition(name, "ResolvedRefs", "True", "Resolved").await?;
+        before.push(ns.see::<Deployment>("a Deployment", name, is_there).await?);
+    }
+    let redis = ns.see::<StatefulSet>("a Redis", "b-redis", is_there).await?;
+    for secret in ["theirs", "b-redis"] {
+        let patch = Patch::Merge(json!({"stringData": {"password": "second"}}));
+        ns.api::<Secret>().patch(secret, &PatchParams::default(), &patch).await?;
+    }
+    // An edit that comes later is seen later.
+    for ((name, redis), before) in stores.iter().zip(before) {
+        ns.apply(name, spec(redis, json!({"keepalive": {"pingInterval": "20s"}}))).await?;
+        let edited = |config: &Value| config["data"]["config.yaml"].to_string().contains("20s");
+        ns.see::<ConfigMap>("the edit", &format!("{name}-config"), edited).await?;
+        ns.condition(name, "Accepted", "True", "Valid").await?;
+        let after = ns.get::<Deployment>(name).await;
+        ensure!(after["spec"] == before["spec"], "another password changed the Deployment {name}");
+    }
+    ensure!(ns.get::<StatefulSet>("b-redis").await["spec"] == redis["spec"], "another password changed the Redis");
+    let second = |secret: &Value| secret["data"]["password"] == "c2Vjb25k";
+    ensure!(second(&ns.get::<Secret>("b-redis").await), "the author's password was put back");
+    // One that is gone is made anew.
+    ns.api::<Secret>().delete("b-redis", &DeleteParams::default()).await?;
+    let made = |secret: &Value| secret["data"]["password"].is_string() && !second(secret);
+    ns.see::<Secret>("a new password", "b-redis", made).await?;
+    Ok(())
+}
+
 async fn nonsense(ns: Namespace) -> anyhow::Result<()> {
     ns.apply("a", demo()).await?;
     let before = ns.see::<Deployment>("a Deployment", "a", is_there).await?;
@@ -304,76 +346,51 @@ async fn paused(ns: Namespace) -> anyhow::Result<()> {
 
 /// Gateways that were there before the operator began.
 pub async fn early(ground: &Ground) -> anyhow::Result<()> {
-    let ns = Namespace { name: EARLY.to_owned(), client: ground.client.clone(), plane: ground.plane.clone() };
     for index in 0..EARLY_GATEWAYS {
-        ns.condition(&format!("g{index}"), "Available", "False", "NoPodAvailable").await?;
+        ground.early.condition(&format!("g{index}"), "Available", "False", "NoPodAvailable").await?;
     }
     Ok(())
 }
 
+/// What the rules are tried with here and where they are evaluated without a server.
+#[derive(serde::Deserialize)]
+struct Rule {
+    says: String,
+    good: Vec<Value>,
+    bad: Vec<Value>,
+}
+
 /// Each rule of the definition, with a resource that keeps it and one that does not. Nothing is stored.
 async fn rules(ns: Namespace) -> anyhow::Result<()> {
-    let openai = json!({"url": "http://a/v1", "model": "m"});
-    let upstream = |upstream: Value| json!({"upstreams": [upstream]});
-    let sessions = |sessions: Value| with(json!({"sessions": sessions}));
-    let store = |store: Value| sessions(json!({"store": store}));
-    let external = json!({"endpoints": ["a:1"]});
-    let redis = |redis: Value| store(json!({"type": "Redis", "redis": redis}));
-    let table = [
-        (
-            with(json!({"replicas": 1})),
-            with(json!({"replicas": 1, "autoscaling": {"maxReplicas": 1}})),
-            "exclude each other",
-        ),
-        (
-            with(json!({"autoscaling": {"minReplicas": 2, "maxReplicas": 2}})),
-            with(json!({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}})),
-            "minReplicas must not exceed maxReplicas",
-        ),
-        (sessions(json!({"ttl": "16s"})), sessions(json!({"ttl": "15s"})), "ttl must be at least 16s"),
-        (store(json!({"type": "Memory"})), store(json!({"type": "Redis"})), "`redis` is needed with type Redis"),
-        (
-            redis(json!({"managed": {}})),
-            redis(json!({"managed": {}, "external": external})),
-            "either `managed` or `external`",
-        ),
-        (redis(json!({"external": external})), redis(json!({})), "either `managed` or `external`"),
-        (
-            upstream(json!({"name": "a", "type": "OpenAI", "openAI": openai})),
-            upstream(json!({"name": "a", "type": "OpenAI"})),
-            "`openAI` is needed with type OpenAI",
-        ),
-        (
-            upstream(json!({"name": "a", "type": "Simple", "simple": {"url": "http://a"}})),
-            upstream(json!({"name": "a", "type": "Simple", "openAI": openai})),
-            "`simple` is needed with type Simple",
-        ),
-        (
-            upstream(json!({"name": "a", "type": "Demo", "demo": {"tokenDelay": "1ms"}})),
-            upstream(json!({"name": "a", "type": "OpenAI", "openAI": openai, "demo": {}})),
-            "`demo` needs type Demo",
-        ),
-        // The schema's own bounds.
-        (demo(), json!({"upstreams": []}), "should have at least 1 items"),
-        (demo(), with(json!({"replicas": -1})), "greater than or equal to 0"),
-        (demo(), upstream(json!({"name": "A b", "type": "Demo"})), "should match"),
-        (demo(), with(json!({"nonsense": 1})), "unknown field"),
-    ];
     let gateways = ns.api::<ChatGateway>();
     let params = PostParams { dry_run: true, ..PostParams::default() };
-    for (good, bad, message) in table {
-        let object = |spec: &Value| json!({"apiVersion": "chatgateway.dev/v1alpha1", "kind": "ChatGateway", "metadata": {"name": "r"}, "spec": spec});
-        gateways.create(&params, &serde_json::from_value(object(&good))?).await.with_context(|| good.to_string())?;
+    let object = |spec: &Value| json!({"apiVersion": "chatgateway.dev/v1alpha1", "kind": "ChatGateway", "metadata": {"name": "r"}, "spec": spec});
+    let upstream = |upstream: Value| json!({"upstreams": [upstream]});
+    // The schema's own bounds.
+    let bounds = [
+        (json!({"upstreams": []}), "should have at least 1 items"),
+        (with(json!({"replicas": -1})), "greater than or equal to 0"),
+        (upstream(json!({"name": "A b", "type": "Demo"})), "should match"),
+        (with(json!({"nonsense": 1})), "unknown field"),
+    ];
+    let mut bad: Vec<_> = bounds.into_iter().map(|(spec, says)| (spec, says.to_owned())).collect();
+    let rules: Vec<Rule> = serde_saphyr::from_str(include_str!("../../../../operator/api/tests/rules.yaml"))?;
+    ensure!(!rules.is_empty(), "there are rules");
+    for rule in rules {
+        for spec in rule.good {
+            let good = serde_json::from_value(object(&spec))?;
+            gateways.create(&params, &good).await.with_context(|| spec.to_string())?;
+        }
+        bad.extend(rule.bad.into_iter().map(|spec| (spec, rule.says.clone())));
+    }
+    for (spec, says) in bad {
         // As text: the types here would not even let some of them be written.
         let file = tempfile::NamedTempFile::new()?;
-        std::fs::write(file.path(), object(&bad).to_string())?;
+        std::fs::write(file.path(), object(&spec).to_string())?;
         let path = file.path().to_string_lossy().into_owned();
         let refused = ns.plane.kubectl(&["-n", &ns.name, "create", "--dry-run=server", "-f", &path]);
-        let said = refused.err().map(|error| error.to_string());
-        ensure!(
-            said.as_ref().is_some_and(|said| said.contains(message)),
-            "{bad}: {said:?} does not contain {message:?}"
-        );
+        let said = refused.err().map(|error| error.to_string()).unwrap_or_default();
+        ensure!(said.contains(&says), "{spec}: `{said}` does not contain `{says}`");
     }
     Ok(())
 }
@@ -408,14 +425,14 @@ pub async fn leases(ground: &Ground) -> anyhow::Result<()> {
         tokio::time::sleep(quiet).await;
         written.push(ground.writes()? - before);
     }
-    let other = ground.another()?;
+    let other = ground.cluster.operator()?;
     until("the other one waits", || async { other.said("another operator acts; this one waits") }).await?;
     ensure!(!other.acts(), "both act");
     ground.operator().process().signal(Signal::SIGTERM)?;
     let status = ground.operator().process().wait(Duration::from_secs(20))?;
     ensure!(status.is_some_and(|status| status.success()), "the first one exited with {status:?}");
     until("the other one acts", || async { other.acts() }).await?;
-    let ns = ground.namespace("after").await?;
+    let ns = ground.cluster.namespace("after").await?;
     ns.apply("a", demo()).await?;
     ns.see::<Deployment>("a Deployment", "a", is_there).await?;
     Ok(())

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use chatgateway_api::ChatGateway;
 use chatgateway_control_plane::{ControlPlane, Operator};
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -17,59 +17,100 @@ use tempfile::TempDir;
 /// How long anything may take to become true.
 const WAIT: Duration = Duration::from_secs(60);
 
+/// Lines of an operator that are shown of one with which something is wrong.
+const LAST_LINES: usize = 20;
+
 /// Pause between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The namespace of the gateways that are there before the operator.
-pub const EARLY: &str = "early";
-
-/// How many those are.
+/// How many gateways are there before the operator.
 pub const EARLY_GATEWAYS: usize = 40;
 
-/// The control plane, with the definition installed and one operator.
-pub struct Ground {
+/// A label of the namespaces that tests make.
+const RUN_LABEL: &str = "chatgateway.dev/test-run";
+
+/// A control plane: one's own and new, or that of the environment's `KUBECONFIG`.
+pub struct Cluster {
     pub plane: Arc<ControlPlane>,
     pub client: Client,
-    operator: Operator,
+    run: String,
     dir: TempDir,
+    /// Two tests cannot use the same cluster at a time: there, each would be the other one's foreign operator.
+    _alone: Option<tokio::sync::MutexGuard<'static, ()>>,
 }
 
-impl Ground {
-    pub async fn start() -> anyhow::Result<Self> {
+impl Cluster {
+    pub async fn start() -> anyhow::Result<Arc<Self>> {
+        static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
         let plane = Arc::new(tokio::task::spawn_blocking(ControlPlane::start).await??);
-        let client = plane.client().await?;
-        let dir = tempfile::tempdir()?;
-        // The operator comes first: it waits for the definition.
-        let operator = Operator::start(&plane, dir.path())?;
+        let alone = if plane.is_own() { None } else { Some(ALONE.lock().await) };
+        let (client, dir) = (plane.client().await?, tempfile::tempdir()?);
+        Ok(Arc::new(Self { plane, client, run: format!("{:08x}", rand::random::<u32>()), dir, _alone: alone }))
+    }
+
+    /// Installs the definition, and waits until it is known.
+    pub async fn define(&self) -> anyhow::Result<()> {
         let crd = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/chatgateways.yaml");
-        if plane.is_own() {
-            let misses = || async { operator.said("is the definition installed") };
-            until("the operator misses the definition", misses).await?;
-        }
-        plane.kubectl(&["apply", "-f", crd])?;
-        // There are more than are reconciled at a time before the operator acts for the first time.
-        let early = Namespace { name: EARLY.to_owned(), client: client.clone(), plane: plane.clone() };
-        plane.kubectl(&["create", "namespace", EARLY])?;
-        for index in 0..EARLY_GATEWAYS {
-            early
-                .apply(&format!("g{index}"), serde_json::json!({"upstreams": [{"name": "demo", "type": "Demo"}]}))
-                .await?;
-        }
-        until("the operator acts", || async { operator.acts() }).await?;
-        Ok(Self { plane, client, operator, dir })
+        self.plane.kubectl(&["apply", "-f", crd])?;
+        let gateways = Api::<ChatGateway>::all(self.client.clone());
+        until("the definition is known", || async { gateways.list(&ListParams::default()).await.is_ok() }).await
     }
 
     /// A namespace for a scenario.
-    pub async fn namespace(&self, name: &str) -> anyhow::Result<Namespace> {
+    pub async fn namespace(&self, scenario: &str) -> anyhow::Result<Namespace> {
+        let name = match self.plane.is_own() {
+            true => scenario.to_owned(),
+            false => format!("chatgateway-test-{scenario}-{}", self.run),
+        };
         let namespaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(self.client.clone());
-        let object = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+        let object = serde_json::from_value(json!({"metadata": {"name": name, "labels": {RUN_LABEL: self.run}}}))?;
         namespaces.create(&PostParams::default(), &object).await?;
-        Ok(Namespace { name: name.to_owned(), client: self.client.clone(), plane: self.plane.clone() })
+        let logs = Arc::new(tempfile::tempdir()?);
+        Ok(Namespace { name, client: self.client.clone(), plane: self.plane.clone(), logs })
     }
 
     /// One more operator.
-    pub fn another(&self) -> anyhow::Result<Operator> {
+    pub fn operator(&self) -> anyhow::Result<Operator> {
         Operator::start(&self.plane, self.dir.path())
+    }
+
+    /// Removes from somebody's cluster what was made there; but not the definition.
+    pub async fn clean_up(&self) -> anyhow::Result<()> {
+        if self.plane.is_own() {
+            return Ok(());
+        }
+        // Gateways go only where one looks after them.
+        let _operator = self.operator()?;
+        let (plane, selector) = (self.plane.clone(), format!("{RUN_LABEL}={}", self.run));
+        let removed = move || plane.kubectl(&["delete", "namespace", "-l", &selector, "--timeout=180s"]);
+        tokio::task::spawn_blocking(removed).await?.map(drop)
+    }
+}
+
+/// A cluster with the definition and one operator for everything.
+pub struct Ground {
+    pub cluster: Arc<Cluster>,
+    /// Gateways that were there before the operator.
+    pub early: Namespace,
+    operator: Operator,
+}
+
+impl Ground {
+    pub async fn start(cluster: &Arc<Cluster>) -> anyhow::Result<Self> {
+        // The operator comes first: it waits for the definition.
+        let operator = cluster.operator()?;
+        if cluster.plane.is_own() {
+            let misses = || async { operator.said("is the definition installed") };
+            until("the operator misses the definition", misses).await?;
+        }
+        cluster.define().await?;
+        // There are more than are reconciled at a time before the operator acts for the first time.
+        let early = cluster.namespace("early").await?;
+        for index in 0..EARLY_GATEWAYS {
+            early.apply(&format!("g{index}"), json!({"upstreams": [{"name": "demo", "type": "Demo"}]})).await?;
+        }
+        until("the operator acts", || async { operator.acts() }).await?;
+        Ok(Self { cluster: cluster.clone(), early, operator })
     }
 
     pub fn operator(&self) -> &Operator {
@@ -102,9 +143,21 @@ pub struct Namespace {
     pub name: String,
     pub client: Client,
     pub plane: Arc<ControlPlane>,
+    /// What its own operators say, where it has such.
+    pub logs: Arc<TempDir>,
 }
 
 impl Namespace {
+    /// The last lines of the newest of its operators.
+    pub fn last_words(&self) -> String {
+        let files = std::fs::read_dir(self.logs.path()).into_iter().flatten().flatten();
+        let logs = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "log"));
+        let newest = logs.max_by_key(|file| file.metadata().and_then(|data| data.modified()).ok());
+        let text = newest.and_then(|file| std::fs::read_to_string(file.path()).ok()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+    }
+
     pub fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
