@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn whoever_gets_something_done_begins_with_the_shortest() {
         let retries = Retries::default();
-        (0..5).for_each(|_| drop(retries.pause("a", &silent())));
+        assert_eq!((0..5).map(|_| retries.pause("a", &silent()).as_secs()).max(), Some(16));
         retries.progress("a");
         assert_eq!(retries.pause("a", &silent()), PAUSE_MIN);
     }
