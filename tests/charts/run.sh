@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Tests of the charts and of the plain files: run.sh [NAME...]
+# Tests of the charts and of the files in deploy: run.sh [NAME...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-all=(generated lint render cluster)
+all=(generated lint render gitops cluster)
 names=("$@")
 [ ${#names[@]} -gt 0 ] || names=("${all[@]}")
 tests/charts/build.sh > /dev/null

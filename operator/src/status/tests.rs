@@ -179,3 +179,53 @@ fn what_belongs_to_somebody_else_is_named() {
     assert!(status.conditions[0].message.starts_with("Service a is there and belongs to somebody else"));
     assert_eq!(said(&status)[0], "Accepted=False NameConflict");
 }
+
+/// A gateway's status as others see it, kept in `tests/status`: the health checks of GitOps tools are tried on these.
+fn kept(name: &str, generation: i64, status: Option<&ChatGatewayStatus>) {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/status/{name}.json"));
+    let mut object = serde_json::json!({
+        "apiVersion": "chatgateway.dev/v1alpha1", "kind": "ChatGateway",
+        "metadata": {"name": "a", "namespace": "b", "generation": generation},
+    });
+    if let Some(status) = status {
+        object["status"] = serde_json::to_value(status).expect("JSON");
+    }
+    let fresh = serde_json::to_string_pretty(&object).expect("JSON") + "\n";
+    if std::env::var_os("UPDATE_GOLDENS").is_some() {
+        std::fs::write(&file, &fresh).expect("written");
+    }
+    let golden = std::fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(golden, fresh, "{}: make goldens, and look at the difference", file.display());
+}
+
+#[test]
+fn golden_statuses_are_as_they_were() {
+    let planned = planned(true);
+    let of = |fault: fn(&mut Seen)| {
+        let mut seen = well(&planned);
+        fault(&mut seen);
+        judged(&planned, &seen)
+    };
+    let cases: [(&str, fn(&mut Seen)); 7] = [
+        ("ready", |_| {}),
+        ("redis-away", |s| s.redis = None),
+        ("configuration-on-its-way", |s| report(s).config_hash = "old".into()),
+        ("rolling-out", |s| deployment(s).updated = 1),
+        ("rollout-stuck", |s| {
+            deployment(s).updated = 1;
+            deployment(s).stuck = Some("progress deadline exceeded".into());
+        }),
+        ("paused", |s| s.paused = true),
+        ("secret-missing", |s| s.missing.push(Violation::new("spec.x", "Secret s is not there"))),
+    ];
+    for (name, fault) in cases {
+        kept(name, 3, Some(&of(fault)));
+    }
+    let zero = of(|s| *deployment(s) = DeploymentSeen { current: true, ..DeploymentSeen::default() });
+    kept("scaled-to-zero", 3, Some(&zero));
+    kept("edited-since", 4, Some(&of(|_| {})));
+    kept("new", 1, None);
+    let errors = validate(&gateway(serde_json::json!({"upstreams": []}))).expect_err("it is wrong");
+    let invalid = status("a", Verdict::Invalid(&errors), &Seen::default(), &ChatGatewayStatus::default(), &time(1));
+    kept("invalid", 0, Some(&invalid));
+}
