@@ -8,6 +8,7 @@
 . "$(dirname "$0")/lib.sh"
 . tests/charts/plane.sh
 
+command -v python3 > /dev/null || fail 'needs python3. Debian, Ubuntu: apt-get install python3-minimal'
 system=chatgateway-system
 operator=chatgateway-operator
 charts=$work/charts
