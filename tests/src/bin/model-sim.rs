@@ -40,6 +40,9 @@ struct Arguments {
     /// Blocks of 64 bytes of prompts that are remembered; see prefix_saving of the behaviour
     #[arg(long, default_value_t = 0)]
     prefix_blocks: usize,
+    /// Calls that are remembered one by one at /sim/calls; older ones are only counted
+    #[arg(long, default_value_t = 1_000)]
+    calls_remembered: usize,
     /// A model to list; may be given several times
     #[arg(long, default_value = "sim-model")]
     model: Vec<String>,
@@ -67,10 +70,10 @@ fn main() -> anyhow::Result<()> {
         behaviour: base.with(&changes).context("--behaviour")?,
         workers: arguments.workers,
         max_queued: arguments.max_queued,
+        calls_remembered: arguments.calls_remembered,
         prefix_blocks: arguments.prefix_blocks,
         models: arguments.model,
         strict_models: arguments.strict_models,
-        ..Settings::default()
     })?;
     println!("model-sim listening on {}", simulator.url());
     simulator.join();

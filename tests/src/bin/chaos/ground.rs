@@ -13,6 +13,7 @@ use std::{
 use anyhow::Context as _;
 use chatgateway_redis_server::{Fsync, Options, RedisServer};
 use chatgateway_tests::{
+    load::{PodAddress, Pods},
     process::GatewayProcess,
     proxy::{Flow, Proxy, Way},
     simulator::{Behaviour, Settings, Simulator},
@@ -117,11 +118,6 @@ impl Ground {
     /// The model server.
     pub fn simulator(&self) -> &Simulator {
         &self.simulator
-    }
-
-    /// Where clients find the pods.
-    pub fn pods(self: &Arc<Self>) -> Pods {
-        Pods(self.clone())
     }
 
     /// The addresses of the pods themselves, without a network in between.
@@ -327,25 +323,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.context("a task that blocks")
 }
 
-/// Where a pod is reached.
-#[derive(Clone, Copy, Debug)]
-pub struct PodAddress {
-    /// Everything but gRPC.
-    pub http: SocketAddr,
-    /// gRPC.
-    pub grpc: SocketAddr,
-}
-
-/// The pods as a Service knows them: those that were ready when it looked.
-#[derive(Clone)]
-pub struct Pods(Arc<Ground>);
-
-impl Pods {
-    /// One that is ready, by a number of the caller's choice; any, where none is.
-    pub fn choose(&self, choice: usize) -> PodAddress {
-        let slots = &self.0.slots;
-        let ready: Vec<&Slot> = slots.iter().filter(|slot| slot.ready.load(Relaxed)).collect();
-        let slot = if ready.is_empty() { &slots[choice % slots.len()] } else { ready[choice % ready.len()] };
+/// The pods as a Service knows them: those that were ready when it looked; any, where none is.
+impl Pods for Ground {
+    fn choose(&self, choice: usize) -> PodAddress {
+        let ready: Vec<&Slot> = self.slots.iter().filter(|slot| slot.ready.load(Relaxed)).collect();
+        let slot = if ready.is_empty() { &self.slots[choice % self.slots.len()] } else { ready[choice % ready.len()] };
         PodAddress { http: slot.http.address(), grpc: slot.grpc.address() }
     }
 }

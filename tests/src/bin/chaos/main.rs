@@ -4,44 +4,30 @@
 //! The seed decides the faults and their times, and of each client its transport, its turns and its choices. What the
 //! clock decides is not repeated by it: which request meets which fault, and with that how often a client tries again.
 
-mod client;
-mod finish;
 mod ground;
-mod plan;
 mod schedule;
-mod wire;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::{Arc, atomic::AtomicU32},
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use chatgateway_tests::history::{Expected, History, Report, Stamped, Violation, check};
+use chatgateway_tests::{
+    history::{Expected, History, check},
+    load::{Crowd, Mix, Transport, World, begin, read_calls, read_sessions, tell},
+};
 use clap::{Parser, ValueEnum};
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand::RngExt as _;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
 
 use self::{
-    client::{Client, Identity, World},
     ground::{Ground, Layout},
     schedule::{Planned, schedule},
-    wire::Transport,
 };
 
 /// How long clients wait for their last turns after the faults.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Clients begin within this time.
-const BEGIN_SPREAD: Duration = Duration::from_secs(2);
-
-/// Violations that are explained; all are counted.
-const EXPLAINED_MAX: usize = 12;
 
 /// Where sessions are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -130,14 +116,9 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 
     let began = Instant::now();
     let stop = began + Duration::from_secs(arguments.seconds);
-    let world = World {
-        pods: ground.pods(),
-        history: history.clone(),
-        views: Arc::new(AtomicU32::new(1)),
-        stop,
-        give_up: stop + PATIENCE,
-    };
-    let mut clients = begin_clients(arguments, seed, &world);
+    let world = World::new(ground.clone(), history.clone(), stop, PATIENCE);
+    let (clients, transport) = (arguments.clients, arguments.transport);
+    let mut clients = begin(&Crowd { clients, seed, transport, sessions_after: 0, mix: Mix::default() }, &world);
     break_things(&ground, &faults, began).await;
     sleep_until(stop).await;
     if let Err(error) = ground.heal().await {
@@ -147,14 +128,17 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     while let Some(ended) = clients.join_next().await {
         ended.context("a client")?;
     }
-    finish::read_everything(&ground, &history).await;
+    let unread = read_sessions(&ground.http_addresses().await, &history).await;
+    read_calls(ground.simulator().calls(), &history);
     println!("{:7.2} s  everything is read", began.elapsed().as_secs_f64());
 
     let records = history.take();
     let report = check(&records, &Expected::default());
     let mut problems = ground.problems();
+    problems.extend(unread);
     problems.extend(ground::alarms(&directory)?);
-    let good = tell(&report, &records, &problems, faults.len(), &directory)?;
+    println!("\n{} faults", faults.len());
+    let good = tell(&report, &records, &problems, &directory)?;
     match (good, temporary) {
         (true, Some(temporary)) => temporary.close()?,
         (false, Some(temporary)) => drop(temporary.keep()),
@@ -177,37 +161,6 @@ fn directory(arguments: &Arguments) -> anyhow::Result<(PathBuf, Option<tempfile:
     }
 }
 
-fn begin_clients(arguments: &Arguments, seed: u64, world: &World) -> JoinSet<()> {
-    let mut dice = StdRng::seed_from_u64(seed ^ 0x5e55_1015);
-    let mut clients = JoinSet::new();
-    let mut session = 0;
-    let mut device = 0;
-    for id in 0..arguments.clients {
-        // Some sessions have two devices.
-        if id > 0 && device == 0 && dice.random_bool(0.25) {
-            device = 1;
-        } else {
-            session += 1;
-            device = 0;
-        }
-        let any = Transport::ALL[dice.random_range(0..Transport::ALL.len())];
-        let who = Identity {
-            id,
-            transport: arguments.transport.unwrap_or(any),
-            session: format!("s{session}").into(),
-            device,
-            rng: StdRng::seed_from_u64(dice.random()),
-        };
-        let wait = BEGIN_SPREAD.mul_f64(dice.random());
-        let client = Client::new(who, world.clone());
-        clients.spawn(async move {
-            tokio::time::sleep(wait).await;
-            client.run().await;
-        });
-    }
-    clients
-}
-
 /// Carries out the schedule, and waits until each fault has ended.
 async fn break_things(ground: &Arc<Ground>, faults: &[Planned], began: Instant) {
     let mut going_on = JoinSet::new();
@@ -218,44 +171,4 @@ async fn break_things(ground: &Arc<Ground>, faults: &[Planned], began: Instant) 
         going_on.spawn(async move { ground.inflict(planned.slot, planned.fault).await });
     }
     while going_on.join_next().await.is_some() {}
-}
-
-/// Prints what was found; true where nothing is wrong.
-fn tell(
-    report: &Report,
-    records: &[Stamped],
-    problems: &[String],
-    faults: usize,
-    directory: &Path,
-) -> anyhow::Result<bool> {
-    println!("\n{faults} faults\n{}", report.figures);
-    for problem in problems {
-        println!("\nPROBLEM: {problem}");
-    }
-    if report.violations.is_empty() {
-        return Ok(problems.is_empty());
-    }
-    let counts: Vec<String> = report.by_check().iter().map(|(check, count)| format!("{check:?} {count}")).collect();
-    println!("\n{} VIOLATIONS: {}", report.violations.len(), counts.join(", "));
-    for violation in report.violations.iter().take(EXPLAINED_MAX) {
-        println!("\n{}", violation.explain(records));
-    }
-    write_sessions(&report.violations, records, directory)?;
-    println!("\npods' logs, all violations and the records of their sessions: {}", directory.display());
-    Ok(false)
-}
-
-/// Everything about the sessions that have violations, a file each.
-fn write_sessions(violations: &[Violation], records: &[Stamped], directory: &Path) -> anyhow::Result<()> {
-    let all: String = violations.iter().map(|violation| format!("{}\n\n", violation.explain(records))).collect();
-    std::fs::write(directory.join("violations.txt"), all)?;
-    let mut sessions: Vec<&Arc<str>> = violations.iter().map(|violation| &violation.session).collect();
-    sessions.sort_unstable();
-    sessions.dedup();
-    for session in sessions {
-        let of_session = records.iter().enumerate().filter(|(_, stamped)| stamped.record.session() == Some(session));
-        let text: String = of_session.map(|(place, stamped)| format!("#{place} {stamped}\n")).collect();
-        std::fs::write(directory.join(format!("session-{session}.txt")), text)?;
-    }
-    Ok(())
 }

@@ -2,9 +2,32 @@
 
 use std::time::Duration;
 
-use chatgateway_tests::history::prompt;
 use rand::{RngExt as _, rngs::StdRng};
 use serde_json::json;
+
+use crate::history::prompt;
+
+/// What turns are like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mix {
+    /// Words of most answers, from and to.
+    pub words: (u64, u64),
+    /// Further words that one answer in twenty has.
+    pub more_words: u64,
+    /// Pace of the model, words a second, from and to.
+    pub pace: (f64, f64),
+    /// Part of the turns in whose middle the model dies.
+    pub faults: f64,
+    /// Longest pause between two turns.
+    pub pause: Duration,
+}
+
+impl Default for Mix {
+    fn default() -> Self {
+        let pause = Duration::from_millis(1_200);
+        Self { words: (4, 60), more_words: 120, pace: (8.0, 25.0), faults: 0.03, pause }
+    }
+}
 
 /// One turn of a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,15 +50,15 @@ pub struct TurnPlan {
 
 impl TurnPlan {
     /// The next turn of who has these dice. All are thrown each time, so that a change of one rate leaves the others.
-    pub fn draw(rng: &mut StdRng) -> Self {
+    pub fn draw(rng: &mut StdRng, mix: &Mix) -> Self {
         let long = rng.random_bool(0.05);
-        let words = rng.random_range(4..60) + if long { 120 } else { 0 };
-        let pace = rng.random_range(8.0..25.0_f64).round();
-        let fault = rng.random_bool(0.03);
+        let words = rng.random_range(mix.words.0..mix.words.1) + if long { mix.more_words } else { 0 };
+        let pace = rng.random_range(mix.pace.0..mix.pace.1).round();
+        let fault = rng.random_bool(mix.faults);
         let cancel = rng.random_bool(0.08).then_some(rng.random_range(0..20));
         let leave = rng.random_bool(0.12).then_some(rng.random_range(0..20));
         let twin = rng.random_bool(0.1);
-        let pause = Duration::from_millis(rng.random_range(0..1_200));
+        let pause = mix.pause.mul_f64(rng.random_range(0.0..1.0));
         Self { words, pace, fault, cancel_after: cancel, leave_after: leave, twin, pause }
     }
 

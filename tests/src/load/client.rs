@@ -1,28 +1,24 @@
 //! A client: takes any pod, sends turns, loses connections, comes back, and writes down what it was told.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use chatgateway_core::log::EntryId;
-use chatgateway_tests::{
-    client::Event,
-    history::{Ending, Entry, History, Outcome, Record, ViewId, prompt},
-};
 use rand::{RngExt as _, rngs::StdRng};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
-use crate::{
-    ground::{PodAddress, Pods},
-    plan::TurnPlan,
+use super::{
+    Mix, PodAddress, TurnPlan, World,
     wire::{self, Link, Posted, Streamed, Transport},
+};
+use crate::{
+    client::Event,
+    history::{Ending, Entry, Outcome, Record, ViewId, prompt},
 };
 
 /// Silence after which a client takes its connection for dead.
@@ -34,25 +30,19 @@ const WHOLE_ANSWER: Duration = Duration::from_secs(15);
 /// First and longest pause before a client tries again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// What all clients share.
-#[derive(Clone)]
-pub struct World {
-    pub pods: Pods,
-    pub history: History,
-    pub views: Arc<AtomicU32>,
-    /// No new turns from then on.
-    pub stop: Instant,
-    /// Nobody waits for anything any longer.
-    pub give_up: Instant,
-}
-
 /// Who a client is.
 pub struct Identity {
+    /// Its number.
     pub id: u32,
+    /// How it talks.
     pub transport: Transport,
+    /// The session it talks in.
     pub session: Arc<str>,
     /// Which of the session's devices.
     pub device: u64,
+    /// What its turns are like.
+    pub mix: Mix,
+    /// Its dice.
     pub rng: StdRng,
 }
 
@@ -93,16 +83,19 @@ enum Step {
 impl Client {
     /// A client that has done nothing yet.
     pub fn new(who: Identity, world: World) -> Self {
-        let view = world.views.fetch_add(1, Relaxed);
+        let view = world.next_view();
         Self { who, world, view, position: None, link: None, turns: 0 }
     }
 
     /// Sends turns until it is time to stop, and waits for the end of the last one.
     pub async fn run(mut self) {
-        while Instant::now() < self.world.stop {
-            let plan = TurnPlan::draw(&mut self.who.rng);
+        while Instant::now() < self.world.end().stop {
+            let plan = TurnPlan::draw(&mut self.who.rng, &self.who.mix);
             sleep(plan.pause).await;
+            let tally = self.world.tally.clone();
+            tally.live.fetch_add(1, Relaxed);
             self.turn(plan).await;
+            tally.live.fetch_sub(1, Relaxed);
         }
     }
 
@@ -127,7 +120,7 @@ impl Client {
         let twin = going.plan.twin.then(|| self.twin(&going));
         let mut pause = BACKOFF.0;
         loop {
-            if Instant::now() > self.world.give_up {
+            if Instant::now() > self.world.end().give_up {
                 if going.accepted {
                     let why = format!("{:?}, {} pieces", self.who.transport, going.pieces);
                     self.record(|client, session| Record::GaveUp { client, session, turn: going.turn.clone(), why });
@@ -220,9 +213,9 @@ impl Client {
 
     async fn converse(&mut self, going: &mut Going) -> Step {
         if self.link.is_none() {
-            match timeout(SILENCE, self.connect(going)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return Step::Again,
+            let connected = timeout(SILENCE, self.connect(going)).await;
+            if !matches!(connected.map(|done| self.world.tally.note(done)), Ok(Ok(()))) {
+                return Step::Again;
             }
             if going.ended {
                 return Step::Ended;
@@ -298,7 +291,8 @@ impl Client {
             Err(error) => return Some(self.lose(going, format!("{error:#}"))),
         }
         let pod = self.choose();
-        match timeout(SILENCE, wire::post_turn(pod, &session, &turn, &text)).await {
+        let posted = timeout(SILENCE, wire::post_turn(pod, &session, &turn, &text)).await;
+        match posted.map(|done| self.world.tally.note(done)) {
             Ok(Ok(Posted::Accepted(seq))) => self.receipt(going, Outcome::Accepted { seq }),
             Ok(Ok(Posted::Refused(code))) => return Some(self.refused(going, &code)),
             Ok(Err(_)) | Err(_) => {
@@ -385,7 +379,8 @@ impl Client {
         let pod = self.choose();
         self.sending(going);
         let opened = wire::post_stream(pod, &self.who.session, &going.turn, &going.text, self.position);
-        let (stream, position) = match timeout(SILENCE, opened).await {
+        let opened = timeout(SILENCE, opened).await.map(|done| self.world.tally.note(done));
+        let (stream, position) = match opened {
             Ok(Ok(Streamed::Stream(stream, position))) => (stream, position),
             Ok(Ok(Streamed::Refused(_, true))) => {
                 self.receipt(going, Outcome::Accepted { seq: None });
@@ -418,7 +413,7 @@ impl Client {
 
     /// A view that begins where the gateway chooses.
     fn begin_view(&mut self) {
-        self.view = self.world.views.fetch_add(1, Relaxed);
+        self.view = self.world.next_view();
         self.position = None;
         let view = self.view;
         self.record(|_, session| Record::Attached { view, session });
@@ -444,6 +439,9 @@ impl Client {
                 tokio::join!(asked, cancelled).0
             }
         };
+        if told.nobody {
+            self.world.tally.refused.fetch_add(1, Relaxed);
+        }
         if let Some(code) = &told.refused {
             return self.refused(going, code);
         }

@@ -7,10 +7,13 @@ use std::{
     time::Duration,
 };
 
-use chatgateway_tests::history::{Entry, History, Kind, Outcome, Record};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{ground::Ground, wire};
+use super::wire;
+use crate::{
+    history::{Entry, History, Kind, Outcome, Record},
+    simulator::Calls,
+};
 
 /// How long sessions may take to come to rest.
 const REST: Duration = Duration::from_secs(40);
@@ -24,22 +27,22 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How long one reading may take.
 const READING: Duration = Duration::from_secs(10);
 
-/// Waits until every accepted turn has ended, and writes down all logs, histories and calls of the model.
-pub async fn read_everything(ground: &Ground, history: &History) {
-    let pods = ground.http_addresses().await;
+/// Waits until every accepted turn has ended, and writes down all logs and histories. What could not be read is a problem.
+pub async fn read_sessions(pods: &[SocketAddr], history: &History) -> Vec<String> {
+    let mut problems = Vec::new();
     let deadline = Instant::now() + REST;
     for (n, (session, accepted)) in accepted(history).into_iter().enumerate() {
         let (first, second) = (pods[n % pods.len()], pods[(n + 1) % pods.len()]);
         let read = read(first, &session, &accepted, deadline).await;
         let Some(entries) = read else {
-            ground.problem(format!("session {session} could not be read from {first} in the end"));
+            problems.push(format!("session {session} could not be read from {first} in the end"));
             continue;
         };
         history.record(Record::FinalLog { session: session.clone(), from: first.to_string(), entries });
         if let Ok(Ok(entries)) = timeout(READING, wire::whole_log(second, &session)).await {
             history.record(Record::FinalLog { session: session.clone(), from: second.to_string(), entries });
         } else {
-            ground.problem(format!("session {session} could not be read from {second} in the end"));
+            problems.push(format!("session {session} could not be read from {second} in the end"));
         }
         match timeout(READING, wire::snapshot(second, &session)).await {
             Ok(Ok(Some((position, turns)))) => {
@@ -49,11 +52,16 @@ pub async fn read_everything(ground: &Ground, history: &History) {
             Ok(Ok(None)) if accepted.is_empty() => {}
             other => {
                 let other = other.map(|read| read.map(|found| found.is_some()));
-                ground.problem(format!("no history of session {session} from {second} in the end: {other:?}"));
+                problems.push(format!("no history of session {session} from {second} in the end: {other:?}"));
             }
         }
     }
-    for call in ground.simulator().calls().calls {
+    problems
+}
+
+/// Writes down what the model server was asked.
+pub fn read_calls(calls: Calls, history: &History) {
+    for call in calls.calls {
         let text = call.texts.concat().into();
         history.record(Record::Asked { text, prefix: call.prefix.into() });
     }

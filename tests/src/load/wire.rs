@@ -5,15 +5,15 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use chatgateway_core::log::EntryId;
-use chatgateway_tests::{
-    client::{Event, GrpcChat, HttpClient, Reply, SseStream, WsClient},
-    history::{Ending, Entry, Kept},
-};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
 
-use crate::ground::PodAddress;
+use super::{PodAddress, is_refusal};
+use crate::{
+    client::{Event, GrpcChat, HttpClient, Reply, SseEvent, SseStream, WsClient},
+    history::{Ending, Entry, Kept},
+};
 
 /// How long one poll waits.
 const POLL_WAIT: &str = "2s";
@@ -162,7 +162,7 @@ impl Link {
     }
 }
 
-fn sse_event(event: &chatgateway_tests::client::SseEvent) -> anyhow::Result<Event> {
+fn sse_event(event: &SseEvent) -> anyhow::Result<Event> {
     let frame = event.json()?;
     // The priming event apart, only entries have ids.
     let alike = (event.event.as_str(), event.id.as_deref()) == (frame.kind(), frame.id());
@@ -327,6 +327,8 @@ pub struct Told {
     pub accepted: bool,
     /// Why it broke off.
     pub lost: Option<String>,
+    /// Whether nobody took the request.
+    pub nobody: bool,
 }
 
 /// A turn over OpenAI's API. Every piece has to come within `patience`.
@@ -339,6 +341,7 @@ pub async fn openai(
 ) -> Told {
     let mut told = Told::default();
     if let Err(error) = openai_told(pod, session, (turn, text), stream, patience, &mut told).await {
+        told.nobody = is_refusal(&error);
         told.lost = Some(format!("{error:#}"));
     }
     told
