@@ -1,6 +1,6 @@
 //! Log lines, and from which severity on there are any: that can be changed while the process runs.
 
-use std::sync::OnceLock;
+use std::{io::IsTerminal as _, sync::OnceLock};
 
 use anyhow::Context;
 use chatgateway_config::{LogFormat, LogLevel, Settings};
@@ -15,6 +15,8 @@ static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 pub(crate) fn init(settings: &Settings) -> anyhow::Result<()> {
     let (filter, handle) = reload::Layer::new(filter(settings.log.level)?);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Colours are for people at a terminal; in files and collectors of logs they are rubbish.
+    let lines = if std::io::stderr().is_terminal() { lines } else { lines.with_ansi(false) };
     let set = match settings.log.format {
         LogFormat::Json => Registry::default().with(filter).with(lines.json()).try_init(),
         LogFormat::Text => Registry::default().with(filter).with(lines).try_init(),
