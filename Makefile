@@ -56,6 +56,10 @@ cluster: ## Start a real one-node Kubernetes cluster (by kind where docker is, e
 cluster-down: ## End that cluster; nothing is left of it but built programs
 	@tests/cluster/down.sh
 
+.PHONY: e2e
+e2e: ## Install on a real cluster, and break things there under live answers (ARGS="rollout kill"; KUBECONFIG=… for another one)
+	@tests/e2e/run.sh $(ARGS)
+
 .PHONY: bench
 bench: ## Measure speed and memory against baselines in the same run (ARGS="--quick", ARGS="--case NAME")
 	$(CARGO) build --release -p chatgateway-dataplane -p chatgateway-tests
