@@ -112,8 +112,8 @@ pub async fn storm(ns: Namespace, seed: u64) -> anyhow::Result<()> {
     }
     let calls = course.proxy.calls("all") - calm;
     println!("        {calls} calls in the storm, {calm} in the calm, {} starts", kept.starts);
-    // As many again for what had to be repeated, and as many for looks at what came of it.
-    ensure!(calls <= 3 * calm, "{calls} calls, and {calm} without a storm");
+    // As many again for what had to be repeated, as many for looks at what came of it, and for each operator: a new one looks at all.
+    ensure!(calls <= calm * u64::from(2 + kept.starts), "{calls} calls, and {calm} without a storm");
     course.proxy.follow(|_: &Call| Fate::Pass);
     quiet(&course).await
 }
