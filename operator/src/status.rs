@@ -308,9 +308,13 @@ fn available(seen: &Seen) -> Said {
     if deployment.available > 0 {
         return Said::yes(KIND, "PodsAvailable", told);
     }
+    Said::no(KIND, "NoPodAvailable", told + &why_not(seen))
+}
+
+/// Which pod does not start, and why, if one does not.
+fn why_not(seen: &Seen) -> String {
     let waiting = seen.pods.iter().find_map(|pod| Some((&pod.name, pod.waiting.as_ref()?)));
-    let why = waiting.map_or_else(String::new, |(pod, why)| format!("; {pod} does not start: {why}"));
-    Said::no(KIND, "NoPodAvailable", told + &why)
+    waiting.map_or_else(String::new, |(pod, why)| format!("; {pod} does not start: {why}"))
 }
 
 fn ready(parts: &[Said], seen: &Seen) -> Said {
@@ -334,8 +338,9 @@ fn rollout(seen: &Seen) -> Option<String> {
     }
     if updated < desired || deployment.available < desired {
         return Some(format!(
-            "{updated} of {desired} pods are new, {} of {desired} take clients",
-            deployment.available
+            "{updated} of {desired} pods are new, {} of {desired} take clients{}",
+            deployment.available,
+            why_not(seen)
         ));
     }
     let old = deployment.replicas - updated;
@@ -354,9 +359,7 @@ fn motion(parts: &[Said], ready: &Said, seen: &Seen) -> (Option<Said>, Option<Sa
         return (None, Some(Said::yes("Stalled", part.reason, part.message.clone())));
     }
     if let Some(stuck) = seen.deployment.as_ref().and_then(|deployment| deployment.stuck.as_ref()) {
-        let waiting = seen.pods.iter().find_map(|pod| Some((&pod.name, pod.waiting.as_ref()?)));
-        let why = waiting.map_or_else(String::new, |(pod, why)| format!("; {pod} does not start: {why}"));
-        return (None, Some(Said::yes("Stalled", "RolloutStuck", format!("{stuck}{why}"))));
+        return (None, Some(Said::yes("Stalled", "RolloutStuck", format!("{stuck}{}", why_not(seen)))));
     }
     if ready.is_true() || ready.reason == "ScaledToZero" {
         return (None, None);

@@ -127,6 +127,19 @@ fn what_mends_itself_is_told_where_it_is() {
 }
 
 #[test]
+fn a_rollout_says_which_new_pod_does_not_start_before_it_is_given_up() {
+    let planned = planned(true);
+    let mut seen = well(&planned);
+    deployment(&mut seen).updated = 1;
+    let waiting = Some("ImagePullBackOff: no such image".to_owned());
+    seen.pods.push(PodSeen { name: "a-3".into(), waiting, ..PodSeen::default() });
+    let status = judged(&planned, &seen);
+    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready").expect("it is always there");
+    assert_eq!(ready.reason, "RollingOut");
+    assert!(ready.message.ends_with("; a-3 does not start: ImagePullBackOff: no such image"), "{}", ready.message);
+}
+
+#[test]
 fn what_somebody_must_mend_is_stalled() {
     let missing: fn(&mut Seen) = |s| s.missing.push(Violation::new("spec.x", "Secret s is not there"));
     let expected = ["ResolvedRefs=False NotFound", "Ready=False NotFound", "Stalled=True NotFound"];
