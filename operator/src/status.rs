@@ -47,6 +47,51 @@ pub struct Seen {
     pub redis: Option<RedisSeen>,
     /// The gateway's pods.
     pub pods: Vec<PodSeen>,
+    /// What a new release of the operator means for it.
+    pub upgrade: Upgrade,
+}
+
+/// What a new release of the operator means for a gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Upgrade {
+    /// Nothing, or it is done.
+    #[default]
+    None,
+    /// It has just got a place among those whose pods are replaced; nothing is written yet.
+    Begins,
+    /// It has a place.
+    UnderWay,
+    /// It waits for one, unchanged.
+    Waits {
+        /// How many others have one.
+        others: usize,
+    },
+}
+
+/// Reasons that say that a gateway has a place among those that are upgraded.
+const UPGRADING: &str = "Upgrading";
+const UPGRADE_STUCK: &str = "UpgradeStuck";
+
+/// Whether a status says that its gateway has a place among those that are upgraded.
+#[must_use]
+pub fn is_upgrading(status: &ChatGatewayStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.reason == UPGRADING || condition.reason == UPGRADE_STUCK)
+}
+
+/// Whether the gateway's author may be why something is to change: the resource has been edited, or was held back, since this was
+/// said of it.
+#[must_use]
+pub fn is_edited(status: &ChatGatewayStatus, generation: i64) -> bool {
+    let held = |condition: &Condition| condition.type_ == "ResolvedRefs" && condition.status != "True";
+    status.observed_generation != Some(generation) || status.conditions.iter().any(held)
+}
+
+impl Seen {
+    /// Whether all pods are of the newest template and take clients, and Redis is there.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.deployment.is_some() && rollout(self).is_none() && self.redis.as_ref().is_none_or(|r| r.ready && !r.rolls)
+    }
 }
 
 /// A Deployment, as its controller tells.
@@ -73,6 +118,8 @@ pub struct DeploymentSeen {
 pub struct RedisSeen {
     /// Whether it answers.
     pub ready: bool,
+    /// Whether it is about to be replaced.
+    pub rolls: bool,
 }
 
 /// One of the gateway's pods.
@@ -82,6 +129,8 @@ pub struct PodSeen {
     pub name: String,
     /// Whether it takes clients.
     pub ready: bool,
+    /// Whether its processes run, so that it can be asked.
+    pub running: bool,
     /// Whether it is to go.
     pub leaving: bool,
     /// Why its container does not run, where it does not.
@@ -156,7 +205,12 @@ pub fn status(
         _ => None,
     };
     let store = session_store(planned, seen);
-    let programmed = programmed(planned, seen);
+    // Who is not at it yet runs what was planned for it before.
+    let hash = match seen.upgrade {
+        Upgrade::Begins | Upgrade::Waits { .. } => previous.config_hash.clone(),
+        _ => planned.map(|planned| planned.rendered.settings.hash.clone()),
+    };
+    let programmed = programmed(hash.as_deref(), seen);
     let available = available(seen);
     let parts = [accepted, refs, store, programmed, available];
     let ready = ready(&parts, seen);
@@ -166,7 +220,6 @@ pub fn status(
     let deployment = seen.deployment.clone().unwrap_or_default();
     let reports = || seen.pods.iter().filter_map(|pod| pod.report.as_ref());
     let told = reports().next().is_some();
-    let hash = planned.map(|planned| planned.rendered.settings.hash.clone());
     ChatGatewayStatus {
         observed_generation: Some(seen.generation),
         replicas: Some(deployment.replicas),
@@ -182,6 +235,19 @@ pub fn status(
         config_hash: hash.or_else(|| previous.config_hash.clone()),
         conditions,
     }
+}
+
+/// Whether the gateway is as it should be.
+#[must_use]
+pub fn is_ready(status: &ChatGatewayStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Whether the pods are to be asked again soon: there are some, and not all is as it should be. Everything else is watched,
+/// and tells of itself.
+#[must_use]
+pub fn asks_again(status: &ChatGatewayStatus, seen: &Seen) -> bool {
+    !is_ready(status) && seen.pods.iter().any(|pod| pod.running)
 }
 
 fn count(pods: &[PodSeen], which: impl Fn(&PodSeen) -> bool) -> i32 {
@@ -228,7 +294,7 @@ fn accepted(verdict: Verdict<'_>, seen: &Seen) -> Said {
     const KIND: &str = "Accepted";
     match verdict {
         Verdict::Invalid(errors) => {
-            let running = if seen.deployment.is_some() { "; what runs stays as it was" } else { "" };
+            let running = unchanged(seen);
             Said::no(KIND, "Invalid", format!("{}{running}", listed(errors.violations())))
         }
         Verdict::Conflict { kind, name } => {
@@ -246,7 +312,7 @@ fn resolved_refs(seen: &Seen) -> Said {
     if seen.missing.is_empty() {
         return Said::yes(KIND, "Resolved", "everything that is named is there");
     }
-    let running = if seen.deployment.is_some() { "; what runs stays as it was" } else { "" };
+    let running = unchanged(seen);
     Said::no(KIND, "NotFound", format!("{}{running}", listed(&seen.missing)))
 }
 
@@ -270,12 +336,11 @@ fn session_store(planned: Option<&Planned>, seen: &Seen) -> Said {
     Said::yes(KIND, "Reachable", "the pods that could be asked use it")
 }
 
-fn programmed(planned: Option<&Planned>, seen: &Seen) -> Said {
+fn programmed(hash: Option<&str>, seen: &Seen) -> Said {
     const KIND: &str = "Programmed";
-    let Some(planned) = planned else {
+    let Some(hash) = hash else {
         return Said::new(KIND, Truth::Unknown, "NotPlanned", "there is no configuration to run; see Accepted");
     };
-    let hash = planned.rendered.settings.hash.as_str();
     let ready = || seen.pods.iter().filter(|pod| pod.ready && !pod.leaving);
     let refusing = ready().find_map(|pod| Some((&pod.name, pod.report.as_ref()?.config_error.as_ref()?)));
     if let Some((pod, error)) = refusing {
@@ -309,6 +374,11 @@ fn available(seen: &Seen) -> Said {
         return Said::yes(KIND, "PodsAvailable", told);
     }
     Said::no(KIND, "NoPodAvailable", told + &why_not(seen))
+}
+
+/// What becomes of what runs while nothing is changed.
+fn unchanged(seen: &Seen) -> &'static str {
+    if seen.deployment.is_some() { "; what runs stays as it was" } else { "" }
 }
 
 /// Which pod does not start, and why, if one does not.
@@ -359,7 +429,23 @@ fn motion(parts: &[Said], ready: &Said, seen: &Seen) -> (Option<Said>, Option<Sa
         return (None, Some(Said::yes("Stalled", part.reason, part.message.clone())));
     }
     if let Some(stuck) = seen.deployment.as_ref().and_then(|deployment| deployment.stuck.as_ref()) {
-        return (None, Some(Said::yes("Stalled", "RolloutStuck", format!("{stuck}{}", why_not(seen)))));
+        let reason = if seen.upgrade == Upgrade::UnderWay { UPGRADE_STUCK } else { "RolloutStuck" };
+        return (None, Some(Said::yes("Stalled", reason, format!("{stuck}{}", why_not(seen)))));
+    }
+    match seen.upgrade {
+        Upgrade::None => {}
+        Upgrade::Begins | Upgrade::UnderWay => {
+            let rest = rollout(seen).map_or_else(String::new, |rest| format!(": {rest}"));
+            let message = format!("a new release of the operator replaces the pods{rest}");
+            return (Some(Said::yes("Reconciling", UPGRADING, message)), None);
+        }
+        Upgrade::Waits { others } => {
+            let message = format!(
+                "a new release of the operator would replace the pods; {others} other gateways come first, and this one runs \
+                 as it was"
+            );
+            return (Some(Said::yes("Reconciling", "UpgradeWaits", message)), None);
+        }
     }
     if ready.is_true() || ready.reason == "ScaledToZero" {
         return (None, None);

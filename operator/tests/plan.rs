@@ -8,6 +8,10 @@ use chatgateway_operator::manifest;
 use chatgateway_operator::plan::Change;
 use chatgateway_operator::plan::objects::{LiveReplicas, Observed, Planned, Release, plan};
 use chatgateway_operator::validate::{Validated, validate};
+use serde_json::Value;
+
+#[path = "plan/properties.rs"]
+mod properties;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plan")

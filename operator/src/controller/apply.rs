@@ -1,6 +1,7 @@
 //! Writing objects: by server-side apply, only what is not as it is to be, and never what belongs to somebody else.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
@@ -9,43 +10,36 @@ use kube::{Api, Client, ResourceExt};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::watch::Stores;
-use super::{Error, FIELD_MANAGER, call};
+use super::watch::{LAST_APPLIED, Stores};
+use super::{Error, FIELD_MANAGER, NOT_FOUND, call};
 use crate::plan::objects::{Object, Unwanted};
 
 /// The field manager that holds a number of replicas until an autoscaler takes it over.
 const HAND_OFF_MANAGER: &str = "chatgateway-operator-hand-off";
 
-/// An object as the operator left it: the hash of what was asked for, and what tells whether somebody has changed it since.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An object as the operator left it: digests of what was asked for, and of what tells whether somebody has changed it since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Left {
-    hash: String,
-    version: Version,
+    asked: u64,
+    version: u64,
 }
 
-/// What changes when somebody changes an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Version {
-    /// Of kinds whose status changes by itself: the generation of what is asked for, with labels, annotations and owners.
-    Generation(i64, String),
-    /// Of all others.
-    Resource(String),
+/// A digest: there are thousands of these, and the texts are long.
+fn digest(of: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }
 
-impl Version {
-    fn of(meta: &ObjectMeta) -> Self {
-        match meta.generation {
-            Some(generation) => {
-                // The Deployment's controller numbers its rollouts in an annotation.
-                let annotations = meta.annotations.iter().flatten();
-                let annotations: Vec<_> =
-                    annotations.filter(|(key, _)| !key.starts_with("deployment.kubernetes.io/")).collect();
-                let rest = json!([meta.labels, annotations, meta.owner_references]);
-                Self::Generation(generation, rest.to_string())
-            }
-            None => Self::Resource(meta.resource_version.clone().unwrap_or_default()),
-        }
-    }
+/// What changes when somebody changes an object. Of kinds whose status changes by itself that is the generation of what is
+/// asked for, with labels, annotations and owners; of all others the resource version.
+fn version(meta: &ObjectMeta) -> u64 {
+    let Some(generation) = meta.generation else { return digest(&meta.resource_version) };
+    // The Deployment's controller numbers its rollouts in an annotation; and what is watched is kept without the other one.
+    let others = |key: &str| key.starts_with("deployment.kubernetes.io/") || key == LAST_APPLIED;
+    let annotations: Vec<_> = meta.annotations.iter().flatten().filter(|(key, _)| !others(key)).collect();
+    let owners: Vec<_> = meta.owner_references.iter().flatten().map(|owner| (&owner.uid, owner.controller)).collect();
+    digest((generation, &meta.labels, annotations, owners))
 }
 
 /// What the operator has written since its start.
@@ -88,11 +82,12 @@ impl Written {
     ) -> Result<Applied, Error> {
         let key = (object.kind, namespace.to_owned(), object.name.clone());
         let known = stores.meta(object.kind, namespace, &object.name);
-        let left = self.left.lock().get(&key).cloned();
+        let left = self.left.lock().get(&key).copied();
+        let asked = digest(object.hash());
         let same = match (&known, &left) {
-            (Some(known), Some(left)) => left.hash == object.hash() && left.version == Version::of(known),
+            (Some(known), Some(left)) => left.asked == asked && left.version == version(known),
             // What is not watched is trusted to be as it was left.
-            (None, Some(left)) => left.hash == object.hash() && !Stores::holds(object.kind),
+            (None, Some(left)) => left.asked == asked && !Stores::holds(object.kind),
             _ => false,
         };
         if same {
@@ -109,38 +104,10 @@ impl Written {
         }
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let written = call(&what, objects.patch(&object.name, &params, &Patch::Apply(&object.value))).await?;
-        let version = Version::of(&written.metadata);
+        let version = version(&written.metadata);
         let changed = left.is_none_or(|left| left.version != version);
-        self.left.lock().insert(key, Left { hash: object.hash().to_owned(), version });
+        self.left.lock().insert(key, Left { asked, version });
         Ok(if changed { Applied::Written } else { Applied::Same })
-    }
-
-    /// Holds the Deployment's number of replicas under another name, so that leaving it out does not take it away.
-    pub(super) async fn hand_off(client: &Client, namespace: &str, name: &str, replicas: i32) -> Result<(), Error> {
-        let held = json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {"replicas": replicas},
-        });
-        let params = PatchParams::apply(HAND_OFF_MANAGER).force();
-        let deployments = api(client, "Deployment", "apps/v1", namespace);
-        let what = format!("hand the replicas of Deployment {name} over");
-        call(&what, deployments.patch(name, &params, &Patch::Apply(&held))).await.map(drop)
-    }
-
-    /// Removes an object that must not be there, if it is the gateway's. Whether there was one.
-    pub(super) async fn remove(
-        &self,
-        client: &Client,
-        stores: &Stores,
-        namespace: &str,
-        uid: &str,
-        gone: &Unwanted,
-    ) -> Result<bool, Error> {
-        let owned = stores.meta(gone.kind, namespace, &gone.name).is_some_and(|meta| is_owned(&meta, uid));
-        if !owned {
-            return Ok(false);
-        }
-        delete(client, gone.kind, gone.api_version, namespace, &gone.name, &DeleteParams::background()).await?;
-        Ok(true)
     }
 
     /// Forgets a gateway's objects.
@@ -162,6 +129,33 @@ pub(super) async fn seen(
     Ok(there.map(|there| there.metadata))
 }
 
+/// Holds the Deployment's number of replicas under another name, so that leaving it out does not take it away.
+pub(super) async fn hand_off(client: &Client, namespace: &str, name: &str, replicas: i32) -> Result<(), Error> {
+    let held = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {"replicas": replicas},
+    });
+    let params = PatchParams::apply(HAND_OFF_MANAGER).force();
+    let deployments = api(client, "Deployment", "apps/v1", namespace);
+    let what = format!("hand the replicas of Deployment {name} over");
+    call(&what, deployments.patch(name, &params, &Patch::Apply(&held))).await.map(drop)
+}
+
+/// Removes an object that must not be there, if it is the gateway's. Whether there was one.
+pub(super) async fn remove(
+    client: &Client,
+    stores: &Stores,
+    namespace: &str,
+    uid: &str,
+    gone: &Unwanted,
+) -> Result<bool, Error> {
+    let owned = stores.meta(gone.kind, namespace, &gone.name).is_some_and(|meta| is_owned(&meta, uid));
+    if !owned {
+        return Ok(false);
+    }
+    delete(client, gone.kind, gone.api_version, namespace, &gone.name, &DeleteParams::background()).await?;
+    Ok(true)
+}
+
 /// Deletes an object. One that is gone is deleted.
 pub(super) async fn delete(
     client: &Client,
@@ -173,7 +167,7 @@ pub(super) async fn delete(
 ) -> Result<(), Error> {
     let what = format!("delete {kind} {name}");
     match call(&what, api(client, kind, api_version, namespace).delete(name, params)).await {
-        Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Api(said) if said.code == 404) => Ok(()),
+        Err(error) if error.code() == Some(NOT_FOUND) => Ok(()),
         done => done.map(drop),
     }
 }

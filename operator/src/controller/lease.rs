@@ -11,19 +11,25 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
-use super::{Error, call};
+use super::{CONFLICT, Error, call};
 
 /// The Lease's name.
 const NAME: &str = "chatgateway-operator";
 
-/// How long a Lease lasts that is not renewed.
-const DURATION: Duration = Duration::from_secs(15);
+/// How long a Lease lasts that is not renewed. With a look a second, the next one acts within 15 s of the holder's end.
+const DURATION: Duration = Duration::from_secs(13);
 
 /// How long its holder tries to renew it until it gives up: before another one may take it.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How often it is renewed, or looked at by those who wait for it.
+/// How often it is renewed.
 const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often those who wait for it look at it.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Shortest pause between two looks, where the API server does not answer at the Lease's end.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// Who this process is.
 pub(super) fn identity() -> String {
@@ -54,8 +60,13 @@ pub(super) async fn acquire(client: &Client, namespace: &str) -> Lease {
             Ok(None) => {}
             Err(error) => tracing::warn!("the lease {namespace}/{NAME} cannot be had: {error}"),
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(pause(seen.as_ref().map(|(_, since)| since.elapsed()))).await;
     }
+}
+
+/// Until when not to look at a Lease that has not changed for so long: its end, if that is near.
+fn pause(unchanged: Option<Duration>) -> Duration {
+    unchanged.map_or(LOOK_INTERVAL, |unchanged| LOOK_INTERVAL.min(DURATION.saturating_sub(unchanged)).max(PAUSE_MIN))
 }
 
 /// Takes the Lease if it is free, or has not changed for its duration.
@@ -91,7 +102,7 @@ async fn look(
 fn taken(answer: Result<Object, Error>) -> Result<Option<Object>, Error> {
     match answer {
         Ok(lease) => Ok(Some(lease)),
-        Err(Error::Api { source, .. }) if matches!(&*source, kube::Error::Api(said) if said.code == 409) => Ok(None),
+        Err(error) if error.code() == Some(CONFLICT) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -123,7 +134,7 @@ impl Lease {
             let renewing = call("renew the Lease", self.api.replace(NAME, &params, &next));
             match tokio::time::timeout(left, renewing).await {
                 Ok(Ok(held)) => (self.held, self.renewed) = (held, began),
-                Ok(Err(Error::Api { source, .. })) if matches!(&*source, kube::Error::Api(said) if said.code == 409) => {
+                Ok(Err(error)) if error.code() == Some(CONFLICT) => {
                     // Either this process' own renewal, whose answer was lost, or another holder.
                     match call("get the Lease", self.api.get(NAME)).await {
                         Ok(lease) if holder(&lease) == Some(identity()) => self.held = lease,
@@ -158,4 +169,17 @@ pub(super) async fn release(client: &Client, namespace: &str) {
 
 fn holder(lease: &Object) -> Option<String> {
     lease.spec.as_ref()?.holder_identity.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_looks_every_second_and_just_when_the_lease_ends() {
+        assert_eq!(pause(None), LOOK_INTERVAL);
+        assert_eq!(pause(Some(Duration::ZERO)), LOOK_INTERVAL);
+        assert_eq!(pause(Some(DURATION - Duration::from_millis(300))), Duration::from_millis(300));
+        assert_eq!(pause(Some(DURATION * 2)), PAUSE_MIN);
+    }
 }

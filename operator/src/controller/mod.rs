@@ -14,7 +14,7 @@ mod retry;
 mod watch;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -24,13 +24,19 @@ use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, ResourceExt};
+use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::plan::objects::Release;
+use crate::plan::pace::{UPGRADES_AT_ONCE, Upgrades};
+use crate::status::is_upgrading;
 
 /// The name under which the operator writes fields.
 pub const FIELD_MANAGER: &str = "chatgateway-operator";
+
+/// Threads. It mostly waits; one for each core of a large machine would only cost memory.
+const WORKERS: usize = 2;
 
 /// Longest time one call to the API server may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +46,10 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// How long the CRD may be missing until it is looked for again.
 const CRD_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// HTTP statuses that are no failures everywhere.
+const NOT_FOUND: u16 = 404;
+const CONFLICT: u16 = 409;
 
 /// Arguments of `run`.
 #[derive(Debug, Clone, clap::Args)]
@@ -53,6 +63,9 @@ pub struct Args {
     /// Gateways that are reconciled at a time
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256), value_name = "N")]
     concurrency: u16,
+    /// Gateways whose pods are replaced at a time where only a new release of the operator asks for it
+    #[arg(long, default_value_t = UPGRADES_AT_ONCE, value_parser = clap::value_parser!(u16).range(1..), value_name = "N")]
+    upgrades_at_once: u16,
     /// The data plane's image where a gateway names none
     #[arg(long, env = "DATAPLANE_IMAGE", value_name = "IMAGE")]
     dataplane_image: Option<String>,
@@ -87,6 +100,19 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The HTTP status with which the API server refused, if it did.
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Api { source, .. } => match &**source {
+                kube::Error::Api(said) => Some(said.code),
+                _ => None,
+            },
+            Self::Timeout { .. } => None,
+        }
+    }
+}
+
 /// A call to the API server, within its time.
 async fn call<T>(what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
@@ -108,6 +134,21 @@ struct Shared {
     events: Recorder,
     health: Arc<health::Health>,
     retries: retry::Retries,
+    upgrades: OnceLock<Mutex<Upgrades>>,
+    upgrades_at_once: u16,
+}
+
+impl Shared {
+    /// Who is being upgraded; at first those of whom the last operator said so. Only once the gateways are known.
+    fn upgrades(&self) -> &Mutex<Upgrades> {
+        self.upgrades.get_or_init(|| {
+            let mut upgrades = Upgrades::new(self.upgrades_at_once);
+            let gateways = self.stores.gateways.state();
+            let told = gateways.iter().filter(|gateway| gateway.status.as_ref().is_some_and(is_upgrading));
+            upgrades.resume(told.filter_map(|gateway| gateway.uid()));
+            Mutex::new(upgrades)
+        })
+    }
 }
 
 /// Runs the controller until the process is told to end.
@@ -118,8 +159,8 @@ pub fn run(args: Args) -> anyhow::Result<std::process::ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).json();
     logs.try_init().map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(serve(args))?;
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(std::process::ExitCode::SUCCESS)
@@ -215,13 +256,14 @@ async fn act(
         optional: optional::Optional::follow(client.clone()).await,
         stores: watched.stores,
         retries: retry::Retries::default(),
+        upgrades: OnceLock::new(),
+        upgrades_at_once: args.upgrades_at_once,
         health,
         release,
         client: client.clone(),
     });
-    let (known, gateways) = watched.gateways;
     let (index, of_pods) = (shared.clone(), watch::gateway_of_pod);
-    let controller = Controller::for_stream(gateways, known)
+    let controller = Controller::for_stream(watched.gateways, shared.stores.gateways.clone())
         .with_config(controller::Config::default().concurrency(args.concurrency).debounce(DEBOUNCE))
         .graceful_shutdown_on(stop.cancelled_owned())
         .watches_stream(watched.pods, of_pods)

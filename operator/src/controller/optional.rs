@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kube::Client;
 
-use super::call;
+use super::{NOT_FOUND, call};
 
 /// How often they are looked for.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
@@ -44,9 +44,7 @@ impl Optional {
     async fn look(&self, client: &Client) {
         let known = match call("look for the API of PodMonitors", client.list_api_group_resources(MONITORING)).await {
             Ok(resources) => resources.resources.iter().any(|resource| resource.kind == "PodMonitor"),
-            Err(super::Error::Api { source, .. }) if matches!(&*source, kube::Error::Api(said) if said.code == 404) => {
-                false
-            }
+            Err(error) if error.code() == Some(NOT_FOUND) => false,
             // Whether it is there is not known: what was stays.
             Err(error) => return tracing::warn!("{error}"),
         };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chatgateway_api::{ChatGateway, ChatGatewayStatus};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -15,11 +15,12 @@ use kube::{Api, Resource, ResourceExt};
 use rand::distr::{Alphanumeric, SampleString};
 use serde_json::{Value, json};
 
-use super::apply::{Applied, Written};
+use super::apply::Applied;
 use super::{Error, FIELD_MANAGER, Shared, apply, call};
 use crate::manifest;
 use crate::plan::objects::{COLD_HASH, CONFIG_HASH, LiveReplicas, Names, Object, Observed, Planned, plan};
-use crate::status::{DeploymentSeen, RedisSeen, Seen, Verdict, status};
+use crate::plan::pace::{Candidate, Turn};
+use crate::status::{DeploymentSeen, RedisSeen, Seen, Upgrade, Verdict, asks_again, is_edited, is_upgrading, status};
 use crate::validate::{Validated, validate};
 
 /// Keeps a gateway until its pods have drained.
@@ -28,10 +29,14 @@ const FINALIZER: &str = "chatgateway.dev/drain";
 /// How soon one is looked at again of which not everything is known yet, at the start.
 const LOOK_SOON: Duration = Duration::from_millis(200);
 
-/// How often a gateway is looked at that is not as it should be: its pods tell nobody when they have taken a configuration over.
+/// How often a gateway is looked at whose pods are to be asked again soon: they tell nobody when they have taken a configuration
+/// over. And one that another's object is in the way of, since that is not watched.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// How often one is looked at with which all is well, for the figures in its status.
+/// How often one that waits for its upgrade looks whether there is a place.
+const LOOK_FOR_PLACE: Duration = Duration::from_secs(10);
+
+/// How often any other one is looked at, for the figures in its status.
 const LOOK_SOMETIMES: Duration = Duration::from_secs(30);
 
 /// Length of a managed Redis' password: 190 bits.
@@ -59,10 +64,14 @@ pub(super) async fn reconcile(gateway: Arc<ChatGateway>, shared: Arc<Shared>) ->
         Ok(valid) => {
             seen.missing = shared.secrets.missing(&one.namespace, valid).await?;
             let planned = plan_of(valid, &one, &shared).await?;
-            let hold = seen.paused || !seen.missing.is_empty();
+            let held = seen.paused || !seen.missing.is_empty();
             let conflict = match &planned {
-                Ok(planned) if !hold => make(&gateway, &one, planned, &shared).await?,
-                _ => None,
+                Ok(planned) => {
+                    seen.upgrade = upgrade(&gateway, &one, planned, held, &shared);
+                    let waits = held || matches!(seen.upgrade, Upgrade::Begins | Upgrade::Waits { .. });
+                    if waits { None } else { make(&gateway, &one, planned, &shared).await? }
+                }
+                Err(_) => None,
             };
             (Some(planned), conflict)
         }
@@ -76,10 +85,15 @@ pub(super) async fn reconcile(gateway: Arc<ChatGateway>, shared: Arc<Shared>) ->
         // What is valid was planned.
         (Ok(_), None, _) => return Ok(Action::requeue(LOOK_AGAIN)),
     };
-    let well = tell(&gateway, &one, verdict, &seen, &shared).await?;
+    let soon = tell(&gateway, &one, verdict, &seen, &shared).await? || conflict.is_some();
     shared.retries.progress(&one.uid);
     shared.health.count("done");
-    let pause = if well { LOOK_SOMETIMES } else { LOOK_AGAIN };
+    let pause = match seen.upgrade {
+        Upgrade::Begins => LOOK_SOON,
+        Upgrade::Waits { .. } => LOOK_FOR_PLACE,
+        Upgrade::None | Upgrade::UnderWay if soon => LOOK_AGAIN,
+        Upgrade::None | Upgrade::UnderWay => LOOK_SOMETIMES,
+    };
     Ok(Action::requeue(pause.mul_f64(1.0 + rand::random::<f64>() / 4.0)))
 }
 
@@ -136,10 +150,7 @@ async fn leave(gateway: &ChatGateway, one: &One, shared: &Shared) -> Result<Acti
     let foreground = DeleteParams::foreground();
     for (kind, api_version) in [("HorizontalPodAutoscaler", "autoscaling/v2"), ("Deployment", "apps/v1")] {
         let meta = shared.stores.meta(kind, &one.namespace, &one.name);
-        let owned = |owner: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| owner.uid == one.uid;
-        if meta
-            .is_some_and(|meta| meta.deletion_timestamp.is_none() && meta.owner_references.iter().flatten().any(owned))
-        {
+        if meta.is_some_and(|meta| meta.deletion_timestamp.is_none() && apply::is_owned(&meta, &one.uid)) {
             apply::delete(&shared.client, kind, api_version, &one.namespace, &one.name, &foreground).await?;
         }
     }
@@ -154,6 +165,7 @@ async fn leave(gateway: &ChatGateway, one: &One, shared: &Shared) -> Result<Acti
     shared.secrets.note(&one.namespace, &one.name, None);
     let names = Names::new(&one.name);
     shared.written.forget(&one.namespace, &[&one.name, &names.config, &names.headless, &names.redis]);
+    shared.upgrades().lock().leave(&one.uid);
     shared.retries.progress(&one.uid);
     Ok(Action::await_change())
 }
@@ -203,6 +215,31 @@ async fn plan_of(valid: &Validated, one: &One, shared: &Shared) -> Result<Plan, 
     Ok(plan(valid, &observed, &shared.release))
 }
 
+/// What a new release of the operator means for the gateway now.
+fn upgrade(gateway: &ChatGateway, one: &One, planned: &Planned, held: bool, shared: &Shared) -> Upgrade {
+    let mut seen = Seen::default();
+    look_at_objects(one, shared, &mut seen);
+    let differs = planned.objects.iter().any(|object| {
+        let known = shared.stores.meta(object.kind, &one.namespace, &object.name);
+        known.and_then(|known| known.annotations).is_some_and(|annotations| object.replaces_pods(&annotations))
+    });
+    let status = gateway.status.as_ref();
+    let candidate = Candidate {
+        uid: &one.uid,
+        differs,
+        edited: status.is_none_or(|status| is_edited(status, gateway.metadata.generation.unwrap_or(0))),
+        whole: seen.is_whole(),
+        told: status.is_some_and(is_upgrading),
+        held,
+    };
+    match shared.upgrades().lock().turn(&candidate) {
+        Turn::Free => Upgrade::None,
+        Turn::Begin => Upgrade::Begins,
+        Turn::Go => Upgrade::UnderWay,
+        Turn::Wait { others } => Upgrade::Waits { others },
+    }
+}
+
 /// Makes what is planned. An object that belongs to somebody else, if there is one; then nothing was changed.
 async fn make(
     gateway: &ChatGateway,
@@ -211,10 +248,10 @@ async fn make(
     shared: &Shared,
 ) -> Result<Option<(&'static str, String)>, Error> {
     if let Some(count) = planned.hand_off {
-        Written::hand_off(&shared.client, &one.namespace, &one.name, count).await?;
+        apply::hand_off(&shared.client, &one.namespace, &one.name, count).await?;
     }
     for gone in &planned.unwanted {
-        if shared.written.remove(&shared.client, &shared.stores, &one.namespace, &one.uid, gone).await? {
+        if apply::remove(&shared.client, &shared.stores, &one.namespace, &one.uid, gone).await? {
             shared.health.wrote(gone.kind);
             shared.retries.progress(&one.uid);
         }
@@ -298,14 +335,24 @@ async fn publish(gateway: &ChatGateway, news: News, shared: &Shared) {
 
 /// Looks at what is there.
 async fn look(one: &One, shared: &Shared, seen: &mut Seen) {
+    look_at_objects(one, shared, seen);
+    seen.pods = shared.pods.look(shared.stores.pods_of(&one.namespace, &one.name)).await;
+}
+
+fn look_at_objects(one: &One, shared: &Shared, seen: &mut Seen) {
     let reference = ObjectRef::new(&one.name).within(&one.namespace);
     seen.deployment = shared.stores.deployments.get(&reference).map(|deployment| deployment_seen(&deployment));
     let redis = ObjectRef::new(&Names::new(&one.name).redis).within(&one.namespace);
-    seen.redis =
-        shared.stores.stateful_sets.get(&redis).map(|set| RedisSeen {
-            ready: set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0) > 0,
-        });
-    seen.pods = shared.pods.look(shared.stores.pods_of(&one.namespace, &one.name)).await;
+    seen.redis = shared.stores.stateful_sets.get(&redis).map(|set| redis_seen(&set));
+}
+
+fn redis_seen(set: &StatefulSet) -> RedisSeen {
+    let Some(status) = &set.status else { return RedisSeen { ready: false, rolls: true } };
+    let current = status.observed_generation >= set.metadata.generation;
+    RedisSeen {
+        ready: status.ready_replicas.unwrap_or(0) > 0,
+        rolls: !current || status.update_revision != status.current_revision,
+    }
 }
 
 fn deployment_seen(deployment: &Deployment) -> DeploymentSeen {
@@ -324,7 +371,7 @@ fn deployment_seen(deployment: &Deployment) -> DeploymentSeen {
     }
 }
 
-/// Writes the status if it differs. Whether all is well.
+/// Writes the status if it differs. Whether the pods are to be asked again soon.
 async fn tell(
     gateway: &ChatGateway,
     one: &One,
@@ -334,16 +381,16 @@ async fn tell(
 ) -> Result<bool, Error> {
     let previous = gateway.status.clone().unwrap_or_default();
     let fresh = status(&one.name, verdict, seen, &previous, &Time(Timestamp::now()));
-    let well = fresh.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let soon = asks_again(&fresh, seen);
     if fresh == previous {
-        return Ok(well);
+        return Ok(soon);
     }
     let body = StatusPatch { api_version: manifest::API_VERSION, kind: manifest::KIND, status: &fresh };
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let what = format!("write the status of {}/{}", one.namespace, one.name);
     call(&what, one.api(shared).patch_status(&one.name, &params, &Patch::Apply(&body))).await?;
     shared.health.wrote("ChatGateway");
-    Ok(well)
+    Ok(soon)
 }
 
 #[derive(Debug, serde::Serialize)]

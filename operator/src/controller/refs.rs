@@ -1,7 +1,7 @@
 //! Secrets that gateways name: whether they are there, with the keys that are asked for. Their contents are looked at, and
 //! not kept.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use chatgateway_api::ChatGateway;
 use chatgateway_config::Violation;
@@ -23,43 +23,66 @@ pub(super) struct Secrets {
     store: Store<PartialObjectMeta<Secret>>,
     /// The keys that a Secret had at a resource version.
     keys: Mutex<HashMap<Key, (String, BTreeSet<String>)>>,
-    /// Which gateways name a Secret.
-    users: Mutex<HashMap<Key, HashSet<String>>>,
+    index: Mutex<Index>,
+}
+
+/// Who names which Secrets.
+#[derive(Default)]
+struct Index {
+    /// The gateways that name a Secret.
+    users: HashMap<Key, BTreeSet<String>>,
+    /// The Secrets that a gateway names. Most name none, and are not in here.
+    named: HashMap<Key, BTreeSet<String>>,
+}
+
+impl Index {
+    /// Notes what a gateway names now. The Secrets that nobody names any more.
+    fn note(&mut self, namespace: &str, gateway: &str, now: BTreeSet<String>) -> Vec<Key> {
+        let key = (namespace.to_owned(), gateway.to_owned());
+        // Each reconciliation comes here, and hardly any changes anything.
+        if self.named.get(&key).map_or_else(|| now.is_empty(), |before| *before == now) {
+            return Vec::new();
+        }
+        let mut unused = Vec::new();
+        for secret in self.named.remove(&key).into_iter().flatten().filter(|secret| !now.contains(secret)) {
+            let secret = (namespace.to_owned(), secret);
+            let Some(users) = self.users.get_mut(&secret) else { continue };
+            users.remove(gateway);
+            if users.is_empty() {
+                self.users.remove(&secret);
+                unused.push(secret);
+            }
+        }
+        for secret in &now {
+            self.users.entry((namespace.to_owned(), secret.clone())).or_default().insert(gateway.to_owned());
+        }
+        if !now.is_empty() {
+            self.named.insert(key, now);
+        }
+        unused
+    }
 }
 
 impl Secrets {
     pub(super) fn new(client: Client, store: Store<PartialObjectMeta<Secret>>) -> Self {
-        Self { client, store, keys: Mutex::default(), users: Mutex::default() }
+        Self { client, store, keys: Mutex::default(), index: Mutex::default() }
     }
 
     /// The gateways that a changed Secret concerns.
     pub(super) fn users(&self, secret: &PartialObjectMeta<Secret>) -> Vec<ObjectRef<ChatGateway>> {
         let Some(namespace) = secret.namespace() else { return Vec::new() };
-        let users = self.users.lock();
-        let names = users.get(&(namespace.clone(), secret.name_any()));
+        let index = self.index.lock();
+        let names = index.users.get(&(namespace.clone(), secret.name_any()));
         names.into_iter().flatten().map(|name| ObjectRef::new(name).within(&namespace)).collect()
     }
 
     /// Notes which Secrets a gateway names now; none, once it is gone.
     pub(super) fn note(&self, namespace: &str, gateway: &str, named: Option<&Validated>) {
-        let now: HashSet<Key> = named
-            .into_iter()
-            .flat_map(Validated::secrets)
-            .map(|used| (namespace.to_owned(), used.secret.name))
-            .collect();
-        let mut users = self.users.lock();
-        users.retain(|key, names| {
-            if key.0 == namespace && !now.contains(key) {
-                names.remove(gateway);
-            }
-            !names.is_empty()
-        });
-        for key in now {
-            users.entry(key).or_default().insert(gateway.to_owned());
+        let now = named.into_iter().flat_map(Validated::secrets).map(|used| used.secret.name).collect();
+        let unused = self.index.lock().note(namespace, gateway, now);
+        if !unused.is_empty() {
+            self.keys.lock().retain(|key, _| !unused.contains(key));
         }
-        let used: HashSet<Key> = users.keys().cloned().collect();
-        drop(users);
-        self.keys.lock().retain(|key, _| used.contains(key));
     }
 
     /// What of the named Secrets is not there, each with the path of the field that names it.
@@ -99,5 +122,27 @@ impl Secrets {
         let keys: BTreeSet<String> = secret.data.unwrap_or_default().into_keys().collect();
         self.keys.lock().insert(key, (version, keys.clone()));
         Ok(Some(keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_knows_who_names_a_secret_and_forgets_what_nobody_names() {
+        let mut index = Index::default();
+        let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let key = |name: &str| ("n".to_owned(), name.to_owned());
+        assert!(index.note("n", "a", named(&["s", "t"])).is_empty());
+        assert!(index.note("n", "b", named(&["s"])).is_empty());
+        assert!(index.note("other", "a", named(&["s"])).is_empty());
+        assert_eq!(index.users[&key("s")], named(&["a", "b"]));
+        assert!(index.note("n", "a", named(&["s", "t"])).is_empty(), "nothing has changed");
+        assert_eq!(index.note("n", "a", named(&["s", "u"])), [key("t")]);
+        assert!(index.note("n", "a", named(&[])).contains(&key("u")), "`b` still names `s`");
+        assert_eq!(index.users[&key("s")], named(&["b"]));
+        assert_eq!(index.note("n", "b", named(&[])), [key("s")]);
+        assert_eq!((index.users.len(), index.named.len()), (1, 1), "the other namespace's");
     }
 }

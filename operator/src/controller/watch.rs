@@ -6,15 +6,17 @@ use std::pin::Pin;
 use chatgateway_api::ChatGateway;
 use futures_util::{FutureExt, Stream, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, Pod, PodSpec, PodStatus, PodTemplateSpec, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store, store};
-use kube::runtime::{WatchStreamExt, predicates, watcher};
+use kube::runtime::{Predicate, WatchStreamExt, predicates, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
@@ -26,11 +28,18 @@ const OURS: &str = "app.kubernetes.io/managed-by=chatgateway-operator";
 /// The label with the gateway's name.
 const INSTANCE: &str = "app.kubernetes.io/instance";
 
+/// What `kubectl apply` leaves on an object: all of it once more.
+pub(super) const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Objects asked for at a time when all of a kind are listed: a page is in memory as it came, and as objects.
+const PAGE: u32 = 100;
+
 /// Changes of objects of one kind.
 pub(super) type Changes<K> = Pin<Box<dyn Stream<Item = Result<K, watcher::Error>> + Send>>;
 
 /// What is known of the cluster.
 pub(super) struct Stores {
+    pub(super) gateways: Store<ChatGateway>,
     pub(super) deployments: Store<Deployment>,
     pub(super) stateful_sets: Store<StatefulSet>,
     pub(super) pods: Store<Pod>,
@@ -46,7 +55,7 @@ pub(super) struct Stores {
 /// The stores, and the changes that fill them. Nothing happens unless the changes are read.
 pub(super) struct Watched {
     pub(super) stores: Stores,
-    pub(super) gateways: (Store<ChatGateway>, Changes<ChatGateway>),
+    pub(super) gateways: Changes<ChatGateway>,
     pub(super) children: Vec<Changes<PartialObjectMeta<ChatGateway>>>,
     pub(super) pods: Changes<Pod>,
     pub(super) secrets: Changes<PartialObjectMeta<Secret>>,
@@ -63,27 +72,88 @@ where
     }
 }
 
-/// Watches one kind: fills the store, and tells of what changed.
-///
-/// What goes wrong with a watch is told to people only. It begins again by itself, after pauses of its own; to the controller, an
-/// error of one would be a reason to listen to none of them for a while, and with a dozen of them that adds up to minutes.
-fn reflected<K>(api: Api<K>, config: watcher::Config) -> (Store<K>, Changes<K>)
+/// A change, for the controller. What goes wrong with a watch is told to people only. It begins again by itself, after pauses of its
+/// own; to the controller, an error of one would be a reason to listen to none of them for a while, and with a dozen of them that
+/// adds up to minutes.
+fn told<K: Resource<DynamicType = ()>>(change: Result<K, watcher::Error>) -> Option<Result<K, watcher::Error>> {
+    change.map(Ok).map_err(|error| tracing::warn!(kind = %K::kind(&()), "watch: {error}")).ok()
+}
+
+/// Watches one kind: fills the store, and tells of what changed. Objects lose what nobody here looks at before they are kept.
+fn reflected<K>(api: Api<K>, config: watcher::Config, trim: fn(&mut K)) -> (Store<K>, Changes<K>)
 where
     K: Resource<DynamicType = ()> + ResourceExt + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     let (reader, writer) = store();
-    let changes = watcher(api, config)
-        .modify(|object| {
-            object.managed_fields_mut().clear();
+    let changes = watcher(api, config.page_size(PAGE))
+        .modify(move |object| {
+            object.meta_mut().managed_fields = None;
+            object.annotations_mut().remove(LAST_APPLIED);
+            trim(object);
         })
         .default_backoff()
         .reflect(writer)
         .touched_objects()
         .predicate_filter(predicates::resource_version, Default::default())
-        .filter_map(|change| async move {
-            change.map(Ok).map_err(|error| tracing::warn!(kind = %K::kind(&()), "watch: {error}")).ok()
-        });
+        .filter_map(|change| async move { told(change) });
     (reader, Box::pin(changes))
+}
+
+/// The gateways themselves. What is only said of one, its status above all, is no reason to look at it again.
+fn gateways(client: &Client, namespace: Option<&str>) -> (Store<ChatGateway>, Changes<ChatGateway>) {
+    let (reader, writer) = store();
+    let changes = watcher(api::<ChatGateway>(client, namespace), watcher::Config::default().page_size(PAGE))
+        .modify(|gateway| {
+            gateway.metadata.managed_fields = None;
+            gateway.annotations_mut().remove(LAST_APPLIED);
+        })
+        .default_backoff()
+        .reflect(writer)
+        .applied_objects()
+        .predicate_filter(predicates::generation.combine(predicates::finalizers), Default::default())
+        .filter_map(|change| async move { told(change) });
+    (reader, Box::pin(changes))
+}
+
+/// Of a Deployment: how many pods, and what [`super::reconcile`] compares to say why they are replaced.
+fn trim_deployment(deployment: &mut Deployment) {
+    let Some(spec) = &mut deployment.spec else { return };
+    let template = std::mem::take(&mut spec.template);
+    let pod = template.spec.map(|pod| PodSpec {
+        termination_grace_period_seconds: pod.termination_grace_period_seconds,
+        containers: pod.containers.into_iter().map(trim_container).collect(),
+        ..PodSpec::default()
+    });
+    let annotations = template.metadata.and_then(|metadata| metadata.annotations);
+    *spec = DeploymentSpec {
+        replicas: spec.replicas,
+        template: PodTemplateSpec { metadata: Some(ObjectMeta { annotations, ..ObjectMeta::default() }), spec: pod },
+        ..DeploymentSpec::default()
+    };
+}
+
+fn trim_container(container: Container) -> Container {
+    let Container { name, image, resources, volume_mounts, .. } = container;
+    Container { name, image, resources, volume_mounts, ..Container::default() }
+}
+
+/// Of a StatefulSet: whether its pod is ready.
+fn trim_stateful_set(set: &mut StatefulSet) {
+    set.spec = None;
+}
+
+/// Of a pod: whether it runs, where it can be asked, and why it does not start.
+fn trim_pod(pod: &mut Pod) {
+    pod.spec = None;
+    let Some(status) = &mut pod.status else { return };
+    let PodStatus { conditions, container_statuses, phase, pod_ip, .. } = std::mem::take(status);
+    *status = PodStatus { conditions, container_statuses, phase, pod_ip, ..PodStatus::default() };
+}
+
+/// Of a Secret: its version, and whose it is. What people write beside its content may be as secret as that is.
+fn trim_secret(secret: &mut PartialObjectMeta<Secret>) {
+    secret.metadata.annotations = None;
+    secret.metadata.labels = None;
 }
 
 /// The same for children, of which only whose they are matters.
@@ -91,6 +161,7 @@ fn children<K>(
     client: &Client,
     namespace: Option<&str>,
     all: &mut Vec<Changes<PartialObjectMeta<ChatGateway>>>,
+    trim: fn(&mut K),
 ) -> Store<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
@@ -102,7 +173,7 @@ where
         + Sync
         + 'static,
 {
-    let (reader, changes) = reflected(api::<K>(client, namespace), watcher::Config::default().labels(OURS));
+    let (reader, changes) = reflected(api::<K>(client, namespace), watcher::Config::default().labels(OURS), trim);
     all.push(Box::pin(changes.map(|change| {
         change.map(|object| {
             let metadata = ObjectMeta {
@@ -122,24 +193,25 @@ where
 pub(super) fn start(client: &Client, namespace: Option<&str>) -> Watched {
     let mut all = Vec::new();
     let pods = watcher::Config::default().labels(&format!("{OURS},app.kubernetes.io/component=gateway"));
-    let (pods, changed_pods) = reflected(api::<Pod>(client, namespace), pods);
+    let (pods, changed_pods) = reflected(api::<Pod>(client, namespace), pods, trim_pod);
     // Anybody's Secret may be named by a gateway. Their contents are not kept.
     let secrets = api::<PartialObjectMeta<Secret>>(client, namespace);
-    let (secrets, changed_secrets) = reflected(secrets, watcher::Config::default());
+    let (secrets, changed_secrets) = reflected(secrets, watcher::Config::default(), trim_secret);
+    let (gateways, changed_gateways) = gateways(client, namespace);
     let stores = Stores {
-        deployments: children(client, namespace, &mut all),
-        stateful_sets: children(client, namespace, &mut all),
-        config_maps: children(client, namespace, &mut all),
-        services: children(client, namespace, &mut all),
-        service_accounts: children(client, namespace, &mut all),
-        autoscalers: children(client, namespace, &mut all),
-        budgets: children(client, namespace, &mut all),
-        policies: children(client, namespace, &mut all),
+        gateways,
+        deployments: children(client, namespace, &mut all, trim_deployment),
+        stateful_sets: children(client, namespace, &mut all, trim_stateful_set),
+        config_maps: children(client, namespace, &mut all, |_| {}),
+        services: children(client, namespace, &mut all, |_| {}),
+        service_accounts: children(client, namespace, &mut all, |_| {}),
+        autoscalers: children(client, namespace, &mut all, |_| {}),
+        budgets: children(client, namespace, &mut all, |_| {}),
+        policies: children(client, namespace, &mut all, |_| {}),
         pods,
         secrets,
     };
-    let gateways = reflected(api::<ChatGateway>(client, namespace), watcher::Config::default());
-    Watched { stores, gateways, children: all, pods: changed_pods, secrets: changed_secrets }
+    Watched { stores, gateways: changed_gateways, children: all, pods: changed_pods, secrets: changed_secrets }
 }
 
 impl Stores {
@@ -192,7 +264,7 @@ impl Stores {
     /// The pods of a gateway.
     pub(super) fn pods_of(&self, namespace: &str, gateway: &str) -> Vec<std::sync::Arc<Pod>> {
         self.pods.state_filter(|pod| {
-            pod.namespace().as_deref() == Some(namespace)
+            pod.metadata.namespace.as_deref() == Some(namespace)
                 && pod.labels().get(INSTANCE).is_some_and(|instance| instance == gateway)
         })
     }

@@ -3,6 +3,7 @@
 mod change;
 pub(crate) mod config;
 pub mod objects;
+pub mod pace;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -40,7 +40,7 @@ fn well(planned: &Planned) -> Seen {
     Seen {
         generation: 3,
         deployment: Some(deployment),
-        redis: Some(RedisSeen { ready: true }),
+        redis: Some(RedisSeen { ready: true, rolls: false }),
         pods: vec![pod("a-1"), pod("a-2")],
         ..Seen::default()
     }
@@ -114,7 +114,7 @@ fn passing(name: &str, fault: fn(&mut Seen), condition: &str) {
 
 #[test]
 fn what_mends_itself_is_told_where_it_is() {
-    passing("Redis is away", |s| s.redis = Some(RedisSeen { ready: false }), "SessionStoreReady=False RedisNotReady");
+    passing("Redis is away", |s| s.redis = Some(RedisSeen::default()), "SessionStoreReady=False RedisNotReady");
     let trouble: fn(&mut Seen) = |s| report(s).store_trouble = Some("refused".into());
     passing("a pod cannot use its store", trouble, "SessionStoreReady=False Unreachable");
     passing("old configuration", |s| report(s).config_hash = "old".into(), "Programmed=False Pending");
@@ -159,6 +159,49 @@ fn a_gateway_that_is_to_have_no_pods_waits_for_nobody() {
     let zero: fn(&mut Seen) = |s| *deployment(s) = DeploymentSeen { current: true, ..DeploymentSeen::default() };
     let expected = ["Available=False ScaledToZero", "Ready=False ScaledToZero", "Ready=False ScaledToZero"];
     faulty("nobody is to be served", zero, expected);
+}
+
+#[test]
+fn an_upgrade_says_who_waits_and_who_is_at_it() {
+    let planned = planned(true);
+    let mut seen = well(&planned);
+    assert!(seen.is_whole());
+    // It serves as before, with the configuration that it had, and is not done.
+    seen.upgrade = Upgrade::Waits { others: 10 };
+    seen.pods.iter_mut().for_each(|pod| pod.report.as_mut().expect("one").config_hash = "before".into());
+    let before = ChatGatewayStatus { config_hash: Some("before".into()), ..ChatGatewayStatus::default() };
+    let waits = status("a", Verdict::Planned(&planned), &seen, &before, &time(1));
+    assert_eq!(waits.config_hash.as_deref(), Some("before"));
+    let all = said(&waits);
+    assert_eq!((all[5].as_str(), all[6].as_str()), ("Ready=True Ready", "Reconciling=True UpgradeWaits"));
+    assert!(waits.conditions[6].message.contains("10 other gateways come first"), "{}", waits.conditions[6].message);
+    assert!(!is_upgrading(&waits) && !is_edited(&waits, 3) && is_edited(&waits, 4));
+
+    let mut seen = well(&planned);
+    seen.upgrade = Upgrade::Begins;
+    assert!(is_upgrading(&judged(&planned, &seen)), "it says so before anything is written");
+    seen.upgrade = Upgrade::UnderWay;
+    deployment(&mut seen).updated = 1;
+    assert!(!seen.is_whole());
+    let rolls = judged(&planned, &seen);
+    assert_eq!(said(&rolls).last().map(String::as_str), Some("Reconciling=True Upgrading"));
+    deployment(&mut seen).stuck = Some("deadline exceeded".into());
+    let stuck = judged(&planned, &seen);
+    assert_eq!(said(&stuck).last().map(String::as_str), Some("Stalled=True UpgradeStuck"));
+    assert!(is_upgrading(&rolls) && is_upgrading(&stuck), "the next operator knows of both");
+}
+
+#[test]
+fn pods_are_asked_again_soon_where_some_run_and_not_all_is_well() {
+    let planned = planned(true);
+    let mut seen = well(&planned);
+    let asks = |seen: &Seen| asks_again(&judged(&planned, seen), seen);
+    seen.pods[0].running = true;
+    assert!(!asks(&seen), "all is well");
+    report(&mut seen).config_hash = "old".into();
+    assert!(asks(&seen));
+    seen.pods[0].running = false;
+    assert!(!asks(&seen), "there is nobody to ask");
 }
 
 fn report(seen: &mut Seen) -> &mut PodReport {

@@ -38,6 +38,14 @@ impl Operator {
     /// # Errors
     /// Where its program was not built.
     pub fn start_as(start: &Start<'_>, dir: &Path) -> anyhow::Result<Self> {
+        Self::start_with(start, dir, &[])
+    }
+
+    /// The same, with more arguments.
+    ///
+    /// # Errors
+    /// Where its program was not built.
+    pub fn start_with(start: &Start<'_>, dir: &Path, more: &[&str]) -> anyhow::Result<Self> {
         let mut args = vec!["run", "--listen", "127.0.0.1:0"];
         match start.lease_namespace {
             Some(namespace) => args.extend(["--lease-namespace", namespace]),
@@ -46,7 +54,7 @@ impl Operator {
         if let Some(namespace) = start.namespace {
             args.extend(["--namespace", namespace]);
         }
-        let args: Vec<_> = args.into_iter().map(str::to_owned).collect();
+        let args: Vec<_> = args.iter().chain(more).map(|arg| (*arg).to_owned()).collect();
         let env = [("KUBECONFIG", start.kubeconfig), ("RUST_LOG", Path::new("info"))];
         Ok(Self { process: Process::start_with(&program()?, &args, dir, &env)? })
     }

@@ -30,6 +30,9 @@ use crate::validate::Validated;
 /// The annotation with the hash of what an object is to be: what is as it was is not written again.
 pub const APPLIED_HASH: &str = "chatgateway.dev/applied-hash";
 
+/// Kinds with pods, which are replaced when what they are made from changes.
+const WITH_PODS: [&str; 2] = ["Deployment", "StatefulSet"];
+
 /// The annotation of a ConfigMap with the hash that pods report once they run its configuration.
 pub const CONFIG_HASH: &str = "chatgateway.dev/config-hash";
 
@@ -228,6 +231,13 @@ impl Scope<'_> {
 }
 
 impl Object {
+    /// Whether it has pods, and an operator wrote it last from something else: `annotations` are those of the object that is
+    /// there.
+    #[must_use]
+    pub fn replaces_pods(&self, annotations: &BTreeMap<String, String>) -> bool {
+        WITH_PODS.contains(&self.kind) && annotations.get(APPLIED_HASH).is_some_and(|hash| hash != self.hash())
+    }
+
     /// Notes the hash of what the object is to be on it.
     fn seal(&mut self) {
         let hash = crate::plan::sha256(&self.value);

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 /// The label with the name of the software.
-const NAME: &str = "app.kubernetes.io/name";
+pub(super) const NAME: &str = "app.kubernetes.io/name";
 /// The label with the gateway's name.
-const INSTANCE: &str = "app.kubernetes.io/instance";
+pub(super) const INSTANCE: &str = "app.kubernetes.io/instance";
 /// The label with the part that an object belongs to.
-const COMPONENT: &str = "app.kubernetes.io/component";
+pub(super) const COMPONENT: &str = "app.kubernetes.io/component";
 /// The label with who looks after it.
-const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
 /// The configuration's name in its ConfigMap.
 pub(super) const CONFIG_FILE: &str = "config.yaml";

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use chatgateway_config::{ConfigErrors, Violation};
 use serde_json::Value;
 
-use super::Object;
+use super::names::{COMPONENT, INSTANCE, MANAGED_BY, NAME};
+use super::{APPLIED_HASH, COLD_HASH, CONFIG_HASH, Object};
 
 /// What no patch may touch: by these the objects find each other, and the operator finds them.
-const FIXED: [&[&str]; 8] = [
+const FIXED: [&[&str]; 20] = [
     &["apiVersion"],
     &["kind"],
     &["status"],
@@ -16,19 +17,45 @@ const FIXED: [&[&str]; 8] = [
     &["metadata", "namespace"],
     &["metadata", "ownerReferences"],
     &["metadata", "uid"],
+    &["metadata", "labels", NAME],
+    &["metadata", "labels", INSTANCE],
+    &["metadata", "labels", COMPONENT],
+    &["metadata", "labels", MANAGED_BY],
+    &["metadata", "annotations", APPLIED_HASH],
+    &["metadata", "annotations", CONFIG_HASH],
     &["spec", "selector"],
+    &["spec", "podSelector"],
+    &["spec", "scaleTargetRef"],
+    &["spec", "template", "metadata", "labels", NAME],
+    &["spec", "template", "metadata", "labels", INSTANCE],
+    &["spec", "template", "metadata", "labels", COMPONENT],
+    &["spec", "template", "metadata", "annotations", COLD_HASH],
 ];
+
+/// How many pods there are is the gateway's own field, or its autoscaler's.
+const REPLICAS: &[&str] = &["spec", "replicas"];
 
 /// Why a patch may not be, if so: the path of the field, and what to do.
 #[must_use]
 pub fn check(patch: &Value) -> Option<(String, &'static str)> {
-    FIXED.iter().find_map(|path| {
-        let mut at = patch;
-        for part in *path {
-            at = at.get(part)?;
-        }
-        Some((path.join("."), "is fixed: objects are found by it; remove it from the patch"))
+    let fixed = FIXED
+        .iter()
+        .find_map(|path| touched(patch, path))
+        .map(|at| (at, "is fixed: objects are found by it; remove it from the patch"));
+    fixed.or_else(|| {
+        let at = touched(patch, REPLICAS)?;
+        Some((at, "is not for patches: set `spec.replicas` or `spec.autoscaling` of the gateway"))
     })
+}
+
+/// Where a patch changes what is at a path: there, or above it, where it removes or replaces the whole.
+fn touched(patch: &Value, path: &[&str]) -> Option<String> {
+    let mut at = patch;
+    for (depth, part) in path.iter().enumerate() {
+        let Value::Object(fields) = at else { return Some(path[..depth].join(".")) };
+        at = fields.get(*part)?;
+    }
+    Some(path.join("."))
 }
 
 /// Patches the objects. A patch is for the object of its kind that has the gateway's name, or for the only one.
@@ -99,6 +126,16 @@ mod tests {
     fn what_objects_are_found_by_is_not_patched() {
         assert_eq!(check(&json!({"metadata": {"name": "b"}})).expect("refused").0, "metadata.name");
         assert_eq!(check(&json!({"spec": {"selector": {}}})).expect("refused").0, "spec.selector");
-        assert!(check(&json!({"metadata": {"labels": {"a": "b"}}, "spec": {"replicas": 1}})).is_none());
+        // Nor what they are in.
+        for (patch, at) in [
+            (json!({"metadata": null}), "metadata"),
+            (json!({"metadata": {"annotations": "a"}}), "metadata.annotations"),
+            (json!({"spec": {"template": {"metadata": {"labels": null}}}}), "spec.template.metadata.labels"),
+            (json!({"spec": {"template": []}}), "spec.template"),
+            (json!({"spec": {"replicas": 1}}), "spec.replicas"),
+        ] {
+            assert_eq!(check(&patch).expect("refused").0, at);
+        }
+        assert!(check(&json!({"metadata": {"labels": {"a": "b"}}, "spec": {"paused": true}})).is_none());
     }
 }

@@ -2,17 +2,19 @@
 //!
 //! Everything runs on this machine at once (API server, controllers, etcd, operator), so times are upper bounds.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use chatgateway_api::{ChatGateway, ChatGatewaySpec};
+use chatgateway_control_plane::pods::{Admin, well};
 use chatgateway_control_plane::{ControlPlane, Operator};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use kube::api::{ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::time::sleep;
@@ -28,7 +30,10 @@ const FOREIGN_SECRETS: usize = 300;
 const FOREIGN_SECRET_BYTES: usize = 1_000_000;
 
 /// Edits whose time is measured, one after the other.
-const EDITS: usize = 100;
+const EDITS: usize = 300;
+
+/// How long a watch waits for what comes of an edit.
+const WATCH: Duration = Duration::from_secs(60);
 
 /// How long nothing happens.
 const IDLE: Duration = Duration::from_secs(60);
@@ -62,6 +67,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         60.0,
         30.0,
     );
+
+    println!("their pods run ...");
+    let _admins = bench.pods_run().await?;
 
     println!("nothing happens ...");
     let (written, tries) = quiet(&operator).await?;
@@ -180,6 +188,51 @@ impl Bench {
         }
     }
 
+    /// Lets all pods seem to run, each with an admin port that says that all is well. Waits until every gateway is ready.
+    async fn pods_run(&self) -> anyhow::Result<Vec<Admin>> {
+        let all = Api::<Pod>::all(self.client.clone());
+        let gateways = Api::<ChatGateway>::all(self.client.clone());
+        let deadline = Instant::now() + WAIT;
+        let pods = loop {
+            let pods = all.list_metadata(&ListParams::default()).await?.items;
+            if pods.len() == self.gateways {
+                break pods;
+            }
+            ensure!(Instant::now() < deadline, "{} of {} pods after {} s", pods.len(), self.gateways, WAIT.as_secs());
+            sleep(Duration::from_millis(250)).await;
+        };
+        let told = gateways.list(&ListParams::default()).await?.items.into_iter();
+        let hash = |gateway: &ChatGateway| gateway.status.as_ref()?.config_hash.clone();
+        let hashes: HashMap<_, _> = told.map(|gateway| (gateway.name_any(), hash(&gateway))).collect();
+        let admins = stream::iter(pods)
+            .map(|pod| {
+                let name = pod.labels().get("app.kubernetes.io/instance").cloned().unwrap_or_default();
+                let hash = hashes.get(&name).cloned().flatten().unwrap_or_default();
+                let pods = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+                async move {
+                    let admin = Admin::open(Some(well(&hash, 100, 10))).await?;
+                    admin.belongs_to(&pods, &pod.name_any(), true).await?;
+                    anyhow::Ok(admin)
+                }
+            })
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await?;
+        loop {
+            let list = gateways.list(&ListParams::default()).await?.items;
+            let is_ready = |gateway: &&ChatGateway| {
+                let conditions = gateway.status.iter().flat_map(|status| &status.conditions);
+                conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+            };
+            let ready = list.iter().filter(is_ready).count();
+            if ready == self.gateways {
+                return Ok(admins);
+            }
+            ensure!(Instant::now() < deadline, "{ready} of {} gateways are ready", self.gateways);
+            sleep(Duration::from_millis(250)).await;
+        }
+    }
+
     async fn foreign_secrets(&self) -> anyhow::Result<()> {
         let secrets = Api::<Secret>::namespaced(self.client.clone(), &Self::namespace(0));
         let text = "x".repeat(FOREIGN_SECRET_BYTES);
@@ -197,21 +250,28 @@ impl Bench {
             let index = (edit * 7) % self.gateways;
             let (namespace, name) = (Self::namespace(index), format!("g{index}"));
             let configs = Api::<ConfigMap>::namespaced(self.client.clone(), &namespace);
-            let config = configs.get(&format!("{name}-config")).await?;
-            let version = config.metadata.resource_version.unwrap_or_default();
-            let watch = WatchParams::default().fields(&format!("metadata.name={name}-config")).timeout(60);
-            let mut changes = configs.watch(&watch, &version).await?.boxed();
+            let only = format!("metadata.name={name}-config");
+            // The list's version, not the object's: that may be older than what the API server still remembers.
+            let list = configs.list_metadata(&ListParams::default().fields(&only)).await?;
+            ensure!(list.items.len() == 1, "there is no ConfigMap {name}-config");
+            let version = list.metadata.resource_version.unwrap_or_default();
+            let watch = WatchParams::default().fields(&only).timeout(WATCH.as_secs() as u32);
+            let mut changes = configs.watch_metadata(&watch, &version).await?.boxed();
             let gateways = Api::<ChatGateway>::namespaced(self.client.clone(), &namespace);
             let patch = Patch::Merge(json!({"spec": {"keepalive": {"pingInterval": format!("{}s", 20 + edit % 30)}}}));
             let began = Instant::now();
             gateways.patch(&name, &PatchParams::default(), &patch).await?;
             while let Some(change) = changes.try_next().await? {
-                if matches!(change, WatchEvent::Modified(_)) {
-                    times.push(began.elapsed().as_secs_f64() * 1_000.0);
-                    break;
+                match change {
+                    WatchEvent::Modified(_) => {
+                        times.push(began.elapsed().as_secs_f64() * 1_000.0);
+                        break;
+                    }
+                    WatchEvent::Error(error) => bail!("the watch of {name}-config: {error}"),
+                    _ => {}
                 }
             }
-            ensure!(times.len() == edit + 1, "the ConfigMap of {name} did not change");
+            ensure!(times.len() == edit + 1, "{name}-config did not change within {} s", WATCH.as_secs());
         }
         Ok(times)
     }
@@ -225,7 +285,9 @@ struct Table {
 
 impl Table {
     fn row(&mut self, case: &str, figure: f64, unit: &'static str, must: f64, goal: f64) {
-        println!("  {case}: {figure:.1} {unit}");
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').next().unwrap_or_default();
+        println!("  {case}: {figure:.1} {unit} (load average {load})");
         self.rows.push((case.to_owned(), figure, unit, must, goal));
     }
 

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod faults;
+mod pods;
 mod scenarios;
 mod snapshot;
 mod support;

@@ -33,6 +33,7 @@ pub fn all() -> Vec<(&'static str, Scenario)> {
         ("hands-on", |ns| Box::pin(hands_on(ns))),
         ("foreign", |ns| Box::pin(foreign(ns))),
         ("paused", |ns| Box::pin(paused(ns))),
+        ("figures", |ns| Box::pin(super::pods::figures(ns))),
         ("deletion", |ns| Box::pin(deletion(ns))),
         ("rules", |ns| Box::pin(rules(ns))),
     ]

@@ -20,6 +20,7 @@ pub fn all() -> Vec<(&'static str, Scenario)> {
         ("refused", |ns| Box::pin(network::refused(ns))),
         ("cut-off", |ns| Box::pin(network::cut_off(ns))),
         ("watches", |ns| Box::pin(network::watches(ns))),
+        ("upgrades", |ns| Box::pin(super::pods::upgrades(ns))),
         ("silence", |ns| Box::pin(network::silence(ns))),
     ]
 }
