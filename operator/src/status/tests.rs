@@ -95,8 +95,11 @@ fn the_same_state_gives_the_same_status_and_only_flips_have_a_new_time() {
     assert_eq!(times("Accepted"), (Some(time(1)), Some(time(1))));
 }
 
+/// Makes something wrong.
+type Fault = fn(&mut Seen);
+
 /// Puts a fault in, and compares one of the conditions, `Ready`, and the last one.
-fn faulty(name: &str, fault: fn(&mut Seen), expected: [&str; 3]) {
+fn faulty(name: &str, fault: Fault, expected: [&str; 3]) {
     let planned = planned(true);
     let mut seen = well(&planned);
     fault(&mut seen);
@@ -106,7 +109,7 @@ fn faulty(name: &str, fault: fn(&mut Seen), expected: [&str; 3]) {
 }
 
 /// The same where the condition, `Ready` and `Reconciling` have one reason.
-fn passing(name: &str, fault: fn(&mut Seen), condition: &str) {
+fn passing(name: &str, fault: Fault, condition: &str) {
     let reason = condition.split_once(' ').expect("a reason").1;
     let [ready, last] = [format!("Ready=False {reason}"), format!("Reconciling=True {reason}")];
     faulty(name, fault, [condition, &ready, &last]);
@@ -257,12 +260,12 @@ fn kept(name: &str, generation: i64, status: Option<&ChatGatewayStatus>) {
 #[test]
 fn golden_statuses_are_as_they_were() {
     let planned = planned(true);
-    let of = |fault: fn(&mut Seen)| {
+    let of = |fault: Fault| {
         let mut seen = well(&planned);
         fault(&mut seen);
         judged(&planned, &seen)
     };
-    let cases: [(&str, fn(&mut Seen)); 7] = [
+    let cases: [(&str, Fault); 7] = [
         ("ready", |_| {}),
         ("redis-away", |s| s.redis = None),
         ("configuration-on-its-way", |s| report(s).config_hash = "old".into()),
