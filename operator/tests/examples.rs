@@ -20,12 +20,17 @@ fn every_example_is_looked_at_here() {
     let mut names: Vec<_> =
         folder.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
     names.sort();
-    assert_eq!(names, ["batching.yaml", "fallback.yaml", "full.yaml", "openai.yaml", "quickstart.yaml", "redis.yaml"]);
+    assert_eq!(
+        names,
+        ["batching.yaml", "cluster.yaml", "fallback.yaml", "full.yaml", "openai.yaml", "quickstart.yaml", "redis.yaml"]
+    );
 }
 
 #[test]
 fn what_runs_today_is_valid() {
-    for name in ["quickstart.yaml", "openai.yaml", "batching.yaml", "fallback.yaml", "redis.yaml", "full.yaml"] {
+    for name in
+        ["quickstart.yaml", "openai.yaml", "batching.yaml", "cluster.yaml", "fallback.yaml", "redis.yaml", "full.yaml"]
+    {
         let (gateway, _) = manifest::read(&example(name)).expect(name);
         let validated = validate(&gateway).expect(name);
         render(&validated, &Place::cluster()).expect(name);
