@@ -209,6 +209,9 @@ impl Starting<'_> {
                 "--controllers",
                 "*,-endpoints-controller,-endpointslice-controller,-endpointslice-mirroring-controller".to_owned(),
             ),
+            // 20 calls a second are what it allows itself otherwise: minutes, where there are many gateways.
+            ("--kube-api-qps", "1000".to_owned()),
+            ("--kube-api-burst", "2000".to_owned()),
             // Figures of pods that never run are not to be had.
             ("--horizontal-pod-autoscaler-sync-period", "2s".to_owned()),
         ];

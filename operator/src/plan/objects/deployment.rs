@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
     SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::names::{ADMIN_PORT, CONFIG_FILE, CONFIG_FOLDER, Component, GRPC_PORT, HTTP_PORT};
@@ -29,19 +29,22 @@ const MIN_READY_SECONDS: i32 = 5;
 /// How long a rollout may stand still before it is called failed.
 const PROGRESS_DEADLINE_SECONDS: i32 = 600;
 
+/// What a pod requests where nothing is said. An autoscaler on CPU needs a request to measure against.
+const CPU: &str = "250m";
+const MEMORY: &str = "128Mi";
+
 /// The user of the containers, as images without users have it.
 pub(super) const USER: i64 = 65_532;
 
 pub(super) fn deployment(scope: &Scope<'_>, rendered: &Rendered) -> Deployment {
     let gateway = scope.gateway;
-    let labels = scope.names.selector(Component::Gateway);
     // An autoscaler's number is its own.
     let replicas = gateway.autoscaling().is_none().then(|| i32::try_from(gateway.replicas()).unwrap_or(i32::MAX));
     Deployment {
         metadata: scope.metadata(gateway.name(), Component::Gateway),
         spec: Some(DeploymentSpec {
             replicas,
-            selector: LabelSelector { match_labels: Some(labels.clone()), ..LabelSelector::default() },
+            selector: scope.selector(Component::Gateway),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
                 rolling_update: Some(RollingUpdateDeployment {
@@ -52,14 +55,14 @@ pub(super) fn deployment(scope: &Scope<'_>, rendered: &Rendered) -> Deployment {
             min_ready_seconds: Some(MIN_READY_SECONDS),
             progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS),
             revision_history_limit: Some(3),
-            template: template(scope, rendered, labels),
+            template: template(scope, rendered),
             ..DeploymentSpec::default()
         }),
         ..Deployment::default()
     }
 }
 
-fn template(scope: &Scope<'_>, rendered: &Rendered, labels: BTreeMap<String, String>) -> PodTemplateSpec {
+fn template(scope: &Scope<'_>, rendered: &Rendered) -> PodTemplateSpec {
     let pod = scope.gateway.spec().pod.clone().unwrap_or_default();
     let mut all = pod.labels.clone();
     all.extend(scope.names.labels(Component::Gateway));
@@ -70,7 +73,7 @@ fn template(scope: &Scope<'_>, rendered: &Rendered, labels: BTreeMap<String, Str
             max_skew: 1,
             topology_key: "kubernetes.io/hostname".to_owned(),
             when_unsatisfiable: "ScheduleAnyway".to_owned(),
-            label_selector: Some(LabelSelector { match_labels: Some(labels), ..LabelSelector::default() }),
+            label_selector: Some(scope.selector(Component::Gateway)),
             ..TopologySpreadConstraint::default()
         }]
     } else {
@@ -141,16 +144,16 @@ fn container(scope: &Scope<'_>, pod: &chatgateway_api::Pod, mounts: Vec<VolumeMo
             pre_stop: Some(LifecycleHandler { exec: Some(drain), ..LifecycleHandler::default() }),
             ..Lifecycle::default()
         }),
-        resources: Some(pod.resources.clone().unwrap_or_else(resources)),
+        resources: Some(pod.resources.clone().unwrap_or_else(|| requests(CPU, MEMORY))),
         security_context: Some(security()),
         volume_mounts: Some(mounts),
         ..Container::default()
     }
 }
 
-/// What a pod requests where nothing is said. An autoscaler on CPU needs a request to measure against.
-fn resources() -> ResourceRequirements {
-    let requests = [("cpu", "250m"), ("memory", "128Mi")];
+/// Requests of a container, as quantities.
+pub(super) fn requests(cpu: &str, memory: &str) -> ResourceRequirements {
+    let requests = [("cpu", cpu), ("memory", memory)];
     let requests = requests.into_iter().map(|(key, value)| (key.to_owned(), Quantity(value.to_owned()))).collect();
     ResourceRequirements { requests: Some(requests), ..ResourceRequirements::default() }
 }

@@ -13,7 +13,7 @@ mod scaling;
 mod service;
 
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -186,6 +186,11 @@ impl Scope<'_> {
             owner_references: owner.map(|owner| vec![owner]),
             ..ObjectMeta::default()
         }
+    }
+
+    /// What selects the pods of a component.
+    fn selector(&self, component: Component) -> LabelSelector {
+        LabelSelector { match_labels: Some(self.names.selector(component)), ..LabelSelector::default() }
     }
 
     fn object<K: k8s_openapi::Metadata<Ty = ObjectMeta> + Serialize>(&self, object: K) -> Object {

@@ -21,9 +21,8 @@ pub(super) fn gateway(scope: &Scope<'_>) -> NetworkPolicy {
 
 /// Only the gateway's pods; and Redis calls nobody.
 pub(super) fn redis(scope: &Scope<'_>) -> NetworkPolicy {
-    let pods =
-        LabelSelector { match_labels: Some(scope.names.selector(Component::Gateway)), ..LabelSelector::default() };
-    let from = NetworkPolicyPeer { pod_selector: Some(pods), ..NetworkPolicyPeer::default() };
+    let pods = Some(scope.selector(Component::Gateway));
+    let from = NetworkPolicyPeer { pod_selector: pods, ..NetworkPolicyPeer::default() };
     let rule = NetworkPolicyIngressRule { ports: Some(ports(&[REDIS_PORT])), from: Some(vec![from]) };
     policy(scope, &scope.names.redis, Component::Redis, vec![rule], &["Ingress", "Egress"])
 }
@@ -47,10 +46,7 @@ fn policy(
     NetworkPolicy {
         metadata: scope.metadata(name, component),
         spec: Some(NetworkPolicySpec {
-            pod_selector: Some(LabelSelector {
-                match_labels: Some(scope.names.selector(component)),
-                ..LabelSelector::default()
-            }),
+            pod_selector: Some(scope.selector(component)),
             ingress: Some(ingress),
             policy_types: Some(types.iter().map(|kind| (*kind).to_owned()).collect()),
             ..NetworkPolicySpec::default()

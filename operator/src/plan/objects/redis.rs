@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, PersistentVolumeClaim, PersistentVolumeClaimSpec,
-    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, Secret, SecretKeySelector, SecretVolumeSource, Service,
-    ServicePort, ServiceSpec, TCPSocketAction, Volume, VolumeMount, VolumeResourceRequirements,
+    PodSpec, PodTemplateSpec, Probe, Secret, SecretKeySelector, SecretVolumeSource, Service, ServicePort, ServiceSpec,
+    TCPSocketAction, Volume, VolumeMount, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use chatgateway_api::{DeletionPolicy, ManagedRedis};
@@ -28,6 +28,9 @@ const CONFIG_FOLDER: &str = "/etc/redis";
 const DATA_FOLDER: &str = "/data";
 /// Size of the volume where nothing is said.
 const STORAGE: &str = "1Gi";
+/// What its pod requests where nothing is said.
+const CPU: &str = "100m";
+const MEMORY: &str = "128Mi";
 /// How long a Redis may take for its last write to the disk.
 const GRACE_SECONDS: i64 = 60;
 
@@ -73,7 +76,6 @@ fn service(scope: &Scope<'_>) -> Service {
 }
 
 fn stateful_set(scope: &Scope<'_>, managed: &ManagedRedis) -> StatefulSet {
-    let labels = scope.names.selector(Component::Redis);
     let when_deleted = match managed.deletion_policy.unwrap_or_default() {
         DeletionPolicy::Retain => "Retain",
         DeletionPolicy::Delete => "Delete",
@@ -83,7 +85,7 @@ fn stateful_set(scope: &Scope<'_>, managed: &ManagedRedis) -> StatefulSet {
         spec: Some(StatefulSetSpec {
             service_name: Some(scope.names.redis.clone()),
             replicas: Some(1),
-            selector: LabelSelector { match_labels: Some(labels), ..LabelSelector::default() },
+            selector: scope.selector(Component::Redis),
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                 when_deleted: Some(when_deleted.to_owned()),
                 when_scaled: Some("Retain".to_owned()),
@@ -187,15 +189,9 @@ fn container(scope: &Scope<'_>, managed: &ManagedRedis) -> Container {
             failure_threshold: Some(6),
             ..Probe::default()
         }),
-        resources: Some(managed.resources.clone().unwrap_or_else(resources)),
+        resources: Some(managed.resources.clone().unwrap_or_else(|| deployment::requests(CPU, MEMORY))),
         security_context: Some(deployment::security()),
         volume_mounts: Some(vec![mount("data", DATA_FOLDER, None), mount("config", CONFIG_FOLDER, Some(true))]),
         ..Container::default()
     }
-}
-
-fn resources() -> ResourceRequirements {
-    let requests = [("cpu", "100m"), ("memory", "128Mi")];
-    let requests = requests.into_iter().map(|(key, value)| (key.to_owned(), Quantity(value.to_owned()))).collect();
-    ResourceRequirements { requests: Some(requests), ..ResourceRequirements::default() }
 }

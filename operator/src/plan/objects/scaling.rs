@@ -5,7 +5,6 @@ use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscalerBehavior, HorizontalPodAutoscalerSpec, MetricSpec, MetricTarget, ResourceMetricSource,
 };
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use chatgateway_api::{Autoscaling, MetricType};
@@ -81,10 +80,7 @@ pub(super) fn disruption_budget(scope: &Scope<'_>) -> PodDisruptionBudget {
         metadata: scope.metadata(scope.gateway.name(), Component::Gateway),
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(1)),
-            selector: Some(LabelSelector {
-                match_labels: Some(scope.names.selector(Component::Gateway)),
-                ..LabelSelector::default()
-            }),
+            selector: Some(scope.selector(Component::Gateway)),
             unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
             ..PodDisruptionBudgetSpec::default()
         }),
