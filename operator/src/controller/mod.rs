@@ -42,7 +42,7 @@ const WORKERS: usize = 2;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long after a change further ones are waited for, so that one edit of several objects is one reconciliation.
-const DEBOUNCE: Duration = Duration::from_millis(20);
+const DEBOUNCE: Duration = Duration::from_millis(10);
 
 /// How long the CRD may be missing until it is looked for again.
 const CRD_LOOK_INTERVAL: Duration = Duration::from_secs(5);
