@@ -4,6 +4,7 @@
 //! [`crate::status`]; here things are seen, written and watched, each call within its time.
 
 mod apply;
+mod client;
 mod health;
 mod lease;
 mod optional;
@@ -28,6 +29,7 @@ use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+pub use self::client::client;
 use crate::plan::objects::Release;
 use crate::plan::pace::{UPGRADES_AT_ONCE, Upgrades};
 use crate::status::is_upgrading;
@@ -176,7 +178,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let mut config = kube::Config::infer().await.context("no API server: give KUBECONFIG, or run in a cluster")?;
     // A failed call is tried again by the next reconciliation, which first looks whether it is still to be made.
     config.default_retry = false;
-    let client = Client::try_from(config).context("cannot set up the client of the API server")?;
+    let client = client(config)?;
     if stop.run_until_cancelled(installed(&client, &args, &health)).await.is_none() {
         return Ok(());
     }

@@ -91,7 +91,7 @@ impl ControlPlane {
     pub async fn client(&self) -> anyhow::Result<kube::Client> {
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig)?;
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        Ok(kube::Client::try_from(config)?)
+        chatgateway_operator::controller::client(config)
     }
 
     /// Runs kubectl. What it prints.
