@@ -98,7 +98,7 @@ of_operator() {
     grep -v -e '^configmap/kube-root-ca.crt$' -e '^serviceaccount/default$' || true
 }
 
-# What is left is what was to be kept: the definition, with the roles of people, and the volume of Redis.
+# What is left is what was to be kept: the definition, and the volume of Redis.
 uninstall() {
   kubectl -n $namespace delete cgw $gateway --timeout=180s > /dev/null
   gone "the gateway is deleted" of_gateway
